@@ -1,0 +1,162 @@
+"""Models as pairs of pure functions."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+import zlib
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import jmp
+
+from nfnets.models import variants
+from nfnets.models.residual import ResidualNet
+from nfnets.models.spec import ModelSpec
+
+# module name -> parameter name -> array.
+Params = Mapping[str, Mapping[str, jax.Array]]
+State = Params
+Outputs = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as pure functions of its parameters.
+
+    Attributes:
+      name: as given to `create_model`.
+      num_classes: number of logits.
+      spec: the description that the network was built from.
+      policy: dtypes of parameters, computation and outputs.
+    """
+
+    name: str
+    num_classes: int
+    spec: ModelSpec
+    policy: jmp.Policy
+    _forward: Callable[..., Outputs]
+
+    def init(
+        self, rng: jax.Array, images: jax.Array, is_training: bool = True
+    ) -> tuple[Params, State]:
+        """Draws initial parameters.
+
+        Each array is a function of `rng` and its own name, and nothing is computed but
+        the arrays themselves: the forward pass is only traced.
+
+        Args:
+          rng: random key.
+          images: [N, H, W, 3], of which only shape and dtype matter; an array or a
+            `jax.ShapeDtypeStruct`.
+          is_training: as in `apply`; does not change the parameters.
+
+        Returns:
+          (params, state): float32 arrays by module and parameter name. `state` is empty
+          for networks without batch normalisation.
+        """
+        recipes: dict[str, dict[tuple[str, str], tuple[Any, Any, Callable]]] = {
+            "params": {},
+            "state": {},
+        }
+
+        def recorder(kind: str) -> Callable:
+            def create(
+                creator: Callable,
+                shape: Any,
+                dtype: Any,
+                init: Callable,
+                context: hk.GetterContext,
+            ) -> jax.Array:
+                recipes[kind][context.module_name, context.name] = (shape, dtype, init)
+                return creator(shape, dtype, init)
+
+            return create
+
+        def record(images: jax.Array) -> None:
+            with hk.custom_creator(recorder("params"), params=True, state=False):
+                with hk.custom_creator(recorder("state"), params=False, state=True):
+                    self._forward(images, is_training)
+
+        jax.eval_shape(hk.transform_with_state(record).init, rng, images)
+        return _draw(rng, recipes["params"]), _draw(rng, recipes["state"])
+
+    def apply(
+        self,
+        params: Params,
+        state: State,
+        rng: jax.Array | None,
+        images: jax.Array,
+        is_training: bool = False,
+        example_index: jax.Array | None = None,
+    ) -> tuple[Outputs, State]:
+        """Runs the network; see `ResidualNet.__call__`.
+
+        Args:
+          params: from `init` or from a file.
+          state: likewise.
+          rng: random key for dropout and stochastic depth; None where neither applies.
+          images: float [N, H, W, 3], normalised.
+          is_training: apply dropout and stochastic depth.
+          example_index: int [N], each example's position in the global batch.
+
+        Returns:
+          (outputs, state): `outputs` holds `logits` [N, classes], `pool` [N, features] and
+          the end points of the stages.
+        """
+        return hk.transform_with_state(self._forward).apply(
+            params, state, rng, images, is_training, example_index
+        )
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
+    """Creates a model by name.
+
+    Example:
+
+        model = nfnets.create_model("nfnet_f0", num_classes=10, drop_rate=0.1)
+        params, state = model.init(jax.random.key(0), jnp.zeros([1, 192, 192, 3]))
+        outputs, _ = model.apply(params, state, None, images, is_training=False)
+        outputs["logits"]  # [N, 10]
+
+    Args:
+      name: one of `nfnets.list_models()`.
+      num_classes: number of logits, at least 1.
+      **overrides: fields of `ModelSpec` or `BlockSpec`, such as `drop_rate`,
+        `stochdepth_rate`, `activation`, `alpha`; and `compute_dtype`, the dtype of the
+        feature maps (float32 by default; parameters and logits are always float32).
+
+    Returns:
+      A `Model`.
+
+    Raises:
+      ValueError: the name or an override is unknown, or a value is out of range.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    compute_dtype = jnp.dtype(overrides.pop("compute_dtype", jnp.float32))
+    policy = jmp.Policy(
+        param_dtype=jnp.float32, compute_dtype=compute_dtype, output_dtype=jnp.float32
+    )
+    spec = variants.get_spec(name).override(overrides)
+
+    def forward(
+        images: jax.Array, is_training: bool, example_index: jax.Array | None = None
+    ) -> Outputs:
+        return ResidualNet(spec, num_classes, policy)(images, is_training, example_index)
+
+    return Model(name, num_classes, spec, policy, forward)
+
+
+def _draw(
+    rng: jax.Array, recipes: Mapping[tuple[str, str], tuple[Any, Any, Callable]]
+) -> dict[str, dict[str, jax.Array]]:
+    arrays: dict[str, dict[str, jax.Array]] = {}
+    for (module, name), (shape, dtype, init) in recipes.items():
+        if hasattr(init, "draw"):
+            key = jax.random.fold_in(rng, zlib.crc32(f"{module}:{name}".encode()))
+            value = init.draw(key, shape, dtype)
+        else:
+            value = init(shape, dtype)
+        arrays.setdefault(module, {})[name] = value
+    return arrays

@@ -1,0 +1,17 @@
+"""Optimization: adaptive gradient clipping, the optimizer, schedules, averages."""
+
+from nfnets.optim.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
+from nfnets.optim.ema import update_ema
+from nfnets.optim.optimizer import OPTIMIZERS, clipping_state, create_optimizer
+from nfnets.optim.schedules import warmup_cosine
+
+__all__ = [
+    "OPTIMIZERS",
+    "AdaptiveGradClipState",
+    "adaptive_grad_clip",
+    "clipping_state",
+    "create_optimizer",
+    "unitwise_norm",
+    "update_ema",
+    "warmup_cosine",
+]
