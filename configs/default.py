@@ -84,8 +84,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.microbatch = _optional(int)  # images per device per pass; None: all at once
     # Exponential moving averages of the parameters: name -> decay, with warm-up
     # min(decay, (1 + step) / (10 + step)). `ema` is the one whose accuracy is reported.
-    train.ema = ml_collections.ConfigDict({"ema": 0.99999})
-    train.log_every = _optional(int)  # steps; None: about 1,000 times in the run
+    # None: not kept.
+    train.ema = ml_collections.ConfigDict({"ema": _optional(float, 0.99999)})
+    train.log_every = _optional(int)  # steps; None: about 200 times in the run
     train.log_layers = False  # AGC's figures layer by layer in the metrics
 
     evaluation = config.eval = ml_collections.ConfigDict()
@@ -93,7 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
     evaluation.every_epochs = 1.0  # ... or epochs, where every is None
     evaluation.batch_size = _optional(int)  # over all devices; None: as in training
     evaluation.image_size = _optional(int)  # pixels; None: the model's test size
-    evaluation.preprocessing = "resize_crop_32"  # or crop_resize
+    evaluation.preprocessing = "resize_crop_32"  # or crop_resize, resize
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     checkpoint.every = _optional(int)  # steps between checkpoints ...

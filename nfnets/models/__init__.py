@@ -1,6 +1,19 @@
 """Networks: tables of variants, layers, and one residual network for all of them."""
 
+from nfnets.models.counting import count_multiply_adds, count_parameters, listing_hash
 from nfnets.models.model import Model, Params, State, create_model
+from nfnets.models.preprocessing import normalize_images
 from nfnets.models.variants import get_spec, list_models
 
-__all__ = ["Model", "Params", "State", "create_model", "get_spec", "list_models"]
+__all__ = [
+    "Model",
+    "Params",
+    "State",
+    "count_multiply_adds",
+    "count_parameters",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "listing_hash",
+    "normalize_images",
+]

@@ -1,0 +1,238 @@
+"""The sixteen operations of AutoAugment and RandAugment, as tables for the kernels.
+
+An operation is one of five kinds: a 256-entry table per channel, a nearest-pixel affine
+gather, a blend with the image's own grey, a blend with its 3x3 blur, a grey box. A
+`Bank` holds, for each of a list of steps (operation, magnitude), the argument of every
+kind, which leaves the image unchanged for all kinds but the step's own. So a batch whose
+images drew different steps takes one pass of each kind (`kernels.apply_steps`).
+
+Everything here is numpy on the host, at trace time. The arithmetic of the published
+TensorFlow implementation is kept, its slips included, because published results rest on it:
+
+  * Contrast blends with the grey level H W / 256 (at most 255), not with the mean grey.
+  * Solarize's threshold wraps at 256, so that magnitude 10 inverts everything.
+  * Posterize keeps at least one bit.
+
+Sources: "AutoAugment" (Cubuk et al. 2019), table 6; "RandAugment" (Cubuk et al. 2020).
+
+Axis letters: S steps, H height, W width.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# RandAugment draws from these, uniformly.
+OPERATIONS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Cutout",
+    "SolarizeAdd",
+)
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+TABLE_OPERATIONS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Contrast",
+    "Brightness",
+)
+GREY = 128  # fills what a geometric operation uncovers, and boxes
+
+# Translation at magnitude 10, pixels.
+RANDAUGMENT_TRANSLATE = 100
+AUTOAUGMENT_TRANSLATE = 250
+
+# Blending factors are whole multiples of 1 / FACTOR_UNIT: 1.8 M / 10 + 0.1 = (9 M + 5) / 50.
+FACTOR_UNIT = 50
+
+# Values of `Bank.stretch`: the table depends on the image.
+NO_STRETCH, AUTO_CONTRAST, EQUALIZE = range(3)
+
+_STRETCH = {"AutoContrast": AUTO_CONTRAST, "Equalize": EQUALIZE}
+_CUTOUT_PAD = 40  # half the side of Cutout's box at magnitude 10, pixels
+
+
+class Step(NamedTuple):
+    """One operation at one magnitude; `IDENTITY` leaves the image unchanged."""
+
+    name: str
+    magnitude: int
+
+
+IDENTITY = Step("Identity", 0)
+
+
+class AffineTerms(NamedTuple):
+    """Source coordinates (x, y) of pixel (column j, row i), summed in float32.
+
+    They are columns[..., j] + rows[..., i] + offset, in this order. Products are taken
+    here, because a device may fuse a product with a sum, and the last bit of a coordinate
+    that lies half-way between two pixels decides between them.
+
+    Attributes:
+      columns: float32 [S, 2 (positive, negative), 2 (x, y), W].
+      rows: float32 [S, 2, 2, H].
+      offset: float32 [S, 2, 2].
+    """
+
+    columns: np.ndarray
+    rows: np.ndarray
+    offset: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """The arguments of every kind, step by step; None: no step is of that kind.
+
+    Attributes:
+      has_table: bool [S], whether the step is of the table kind.
+      tables: uint8 [S, 256], new grey level of each old one, the same for all channels.
+      stretch: int32 [S], `NO_STRETCH`, `AUTO_CONTRAST` or `EQUALIZE`, whose tables follow
+        from the image and replace `tables`.
+      affine: source coordinates in three terms that add up to (x, y), pixels.
+      color: int32 [S], factor of the blend with grey, in units of 1 / FACTOR_UNIT.
+      sharpness: int32 [S], factor of the blend with the blur, likewise.
+      cutout: int32 [S], side of the grey box, pixels.
+    """
+
+    has_table: np.ndarray | None
+    tables: np.ndarray | None
+    stretch: np.ndarray | None
+    affine: AffineTerms | None
+    color: np.ndarray | None
+    sharpness: np.ndarray | None
+    cutout: np.ndarray | None
+
+
+def build_bank(
+    steps: tuple[Step, ...], height: int, width: int, translate: int
+) -> Bank:
+    """Returns the bank of `steps`.
+
+    Args:
+      steps: operations with magnitudes; names from `OPERATIONS`, or `IDENTITY`.
+      height: of the images, pixels.
+      width: of the images, pixels.
+      translate: shift of TranslateX and TranslateY at magnitude 10, pixels.
+
+    Raises:
+      ValueError: an unknown operation.
+    """
+    for step in steps:
+        if step.name not in OPERATIONS and step != IDENTITY:
+            raise ValueError(
+                f"unknown operation {step.name!r}; expected one of {', '.join(OPERATIONS)}"
+            )
+    used = {step.name for step in steps}
+    names = np.array([step.name for step in steps])
+    magnitudes = np.array([step.magnitude for step in steps])
+    factors = blend_factor(magnitudes)
+
+    def argument(name: str, values: np.ndarray, neutral: int) -> np.ndarray | None:
+        if name not in used:
+            return None
+        return np.where(names == name, values, neutral).astype(np.int32)
+
+    terms = _affine_terms(steps, height, width, translate)
+    has_table = np.isin(names, TABLE_OPERATIONS)
+    tables = np.stack([_grey_table(step, height * width) for step in steps])
+    stretch = np.array([_STRETCH.get(step.name, NO_STRETCH) for step in steps], np.int32)
+    pads = (magnitudes / 10 * _CUTOUT_PAD).astype(np.int32)
+    return Bank(
+        has_table=has_table if has_table.any() else None,
+        tables=tables if has_table.any() else None,
+        stretch=stretch if stretch.any() else None,
+        affine=terms if used.intersection(GEOMETRIC) else None,
+        color=argument("Color", factors, FACTOR_UNIT),
+        sharpness=argument("Sharpness", factors, FACTOR_UNIT),
+        cutout=argument("Cutout", 2 * pads, 0),
+    )
+
+
+def blend_factor(magnitude: np.ndarray) -> np.ndarray:
+    """Returns 1.8 M / 10 + 0.1 in units of 1 / FACTOR_UNIT: 0 and below 1 fade, above 1 boost."""
+    return 9 * magnitude + 5
+
+
+def _grey_table(step: Step, pixels: int) -> np.ndarray:
+    """Returns the step's table, uint8 [256]: the identity for steps of other kinds."""
+    level = step.magnitude / 10
+    grey = np.arange(256)
+    match step.name:
+        case "Invert":
+            table = 255 - grey
+        case "Posterize":
+            shift = min(max(8 - int(4 * level), 0), 7)
+            table = grey >> shift << shift
+        case "Solarize":
+            table = np.where(grey < int(256 * level) % 256, grey, 255 - grey)
+        case "SolarizeAdd":
+            table = np.where(grey < 128, np.minimum(grey + int(110 * level), 255), grey)
+        case "Brightness":
+            table = _blend(0, grey, blend_factor(step.magnitude))
+        case "Contrast":
+            table = _blend(min(pixels // 256, 255), grey, blend_factor(step.magnitude))
+        case _:
+            table = grey
+    return table.astype(np.uint8)
+
+
+def _blend(start: int, grey: np.ndarray, factor: int) -> np.ndarray:
+    """As `kernels.blend`, on the host."""
+    total = FACTOR_UNIT * start + factor * (grey - start)
+    return np.clip(total, 0, 255 * FACTOR_UNIT) // FACTOR_UNIT
+
+
+def _affine_terms(
+    steps: tuple[Step, ...], height: int, width: int, translate: int
+) -> AffineTerms:
+    signs = (1, -1)
+    matrices = np.array(
+        [[_matrix(step, sign, height, width, translate) for sign in signs] for step in steps]
+    )  # float32 [S, 2 signs, 2 (x, y), 3]
+    x = np.arange(width, dtype=np.float32)
+    y = np.arange(height, dtype=np.float32)
+    return AffineTerms(
+        columns=matrices[..., 0:1] * x, rows=matrices[..., 1:2] * y, offset=matrices[..., 2]
+    )
+
+
+def _matrix(step: Step, sign: int, height: int, width: int, translate: int) -> np.ndarray:
+    """Returns float32 [2, 3]: (x, y, 1) of a pixel to (x, y) of its source."""
+    matrix = np.eye(2, 3, dtype=np.float32)
+    level = sign * step.magnitude / 10
+    match step.name:
+        case "Rotate":
+            angle = math.radians(30 * level)
+            cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+            # About the centre; the shears leave the first pixel in place.
+            right, bottom = np.float32(width - 1), np.float32(height - 1)
+            matrix[0] = cos, -sin, (right - (cos * right - sin * bottom)) / 2
+            matrix[1] = sin, cos, (bottom - (sin * right + cos * bottom)) / 2
+        case "ShearX":
+            matrix[0, 1] = 0.3 * level
+        case "ShearY":
+            matrix[1, 0] = 0.3 * level
+        case "TranslateX":
+            matrix[0, 2] = translate * level
+        case "TranslateY":
+            matrix[1, 2] = translate * level
+    return matrix

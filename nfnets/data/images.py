@@ -1,0 +1,226 @@
+"""Decoding, cropping and resizing: from the bytes of a file to uint8 pixels.
+
+Shapes are in letters: H, W of the image as stored, S the side of the result. Pixels are
+RGB, uint8, in [0, 255].
+"""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+
+from nfnets.data.records import Record, UnreadableRecordError
+
+# Both sides grow by this before the centre crop at evaluation (NFNet paper's pipeline).
+EVAL_PADDING = 32
+CROP_ATTEMPTS = 10
+EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
+
+_DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_JPEG_START = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropOptions:
+    """How a training image is cropped.
+
+    Attributes:
+        image_size: side of the result, pixels.
+        min_area: the crop covers at least this share of the image, in (0, 1].
+        max_area: and at most this, in [min_area, 1].
+        min_aspect: width / height of the crop, at least; > 0.
+        max_aspect: and at most this, >= min_aspect.
+        flip: mirror half of the images.
+    """
+
+    image_size: int
+    min_area: float = 0.08
+    max_area: float = 1.0
+    min_aspect: float = 3 / 4
+    max_aspect: float = 4 / 3
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise ValueError(
+                f"need 0 < min_area <= max_area <= 1, got {self.min_area}, {self.max_area}"
+            )
+        if not 0 < self.min_aspect <= self.max_aspect:
+            raise ValueError(
+                f"need 0 < min_aspect <= max_aspect, got {self.min_aspect}, {self.max_aspect}"
+            )
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes an image file to RGB.
+
+    Grey images get three equal channels, 16 bits become 8, transparency is dropped, and
+    the camera's orientation tag is ignored.
+
+    Args:
+        data: a JPEG, PNG, WebP or BMP file.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        ValueError: if the bytes are not a whole image that OpenCV can read.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+        raise ValueError("the JPEG file is cut short")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot decode it: {error.err}") from error
+    if image is None:
+        raise ValueError("not an image that OpenCV can decode, or a damaged one")
+    return image
+
+
+def decode_record(record: Record) -> np.ndarray:
+    """Returns a record's pixels, uint8 [H, W, 3].
+
+    Raises:
+        UnreadableRecordError: if they cannot be decoded.
+    """
+    if isinstance(record.image, np.ndarray):
+        return record.image
+    try:
+        return decode(record.image)
+    except ValueError as error:
+        raise UnreadableRecordError(record.name, str(error)) from error
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether a JPEG reaches its end marker.
+
+    OpenCV fills what is missing of a truncated file with grey and reports nothing. Within
+    compressed pixels 0xFF is always escaped, so an end marker after the start of the scan
+    is the real one, while thumbnails in the header hold end markers of their own.
+    """
+    if data.endswith(_JPEG_END):
+        return True
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return False
+        marker = data[position + 1]
+        if marker == 0xDA:  # start of scan
+            return data.find(_JPEG_END, position) >= 0
+        if marker == 0xFF:  # fill byte
+            position += 1
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
+
+
+def sample_crop(
+    height: int, width: int, options: CropOptions, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws a crop: uniform in area, log-uniform in aspect ratio, uniform in place.
+
+    When ten draws in a row do not fit into the image, the result is the largest centred
+    crop whose aspect ratio is within the limits.
+
+    Args:
+        height: of the image, pixels, >= 1.
+        width: of the image, pixels, >= 1.
+        options: limits of area and aspect ratio.
+        rng: where randomness comes from.
+
+    Returns:
+        (top, left, crop height, crop width), all in pixels and inside the image.
+    """
+    areas = rng.uniform(options.min_area, options.max_area, CROP_ATTEMPTS)
+    log_aspects = rng.uniform(
+        math.log(options.min_aspect), math.log(options.max_aspect), CROP_ATTEMPTS
+    )
+    place_y, place_x = rng.random(2)
+    for area, log_aspect in zip(areas.tolist(), log_aspects.tolist(), strict=True):
+        pixels, aspect = area * height * width, math.exp(log_aspect)
+        crop_height = max(1, round(math.sqrt(pixels / aspect)))
+        crop_width = max(1, round(math.sqrt(pixels * aspect)))
+        if crop_height <= height and crop_width <= width:
+            top = int(place_y * (height - crop_height + 1))
+            left = int(place_x * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, options.min_aspect), options.max_aspect)
+    crop_height = max(1, min(height, round(width / aspect)))
+    crop_width = max(1, min(width, round(height * aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def random_crop(
+    image: np.ndarray,
+    options: CropOptions,
+    rng: np.random.Generator,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns a random crop of a training image, resized and perhaps mirrored.
+
+    Args:
+        image: uint8 [H, W, 3].
+        options: the crop's limits and the side of the result.
+        rng: where randomness comes from; always draws the same number of values.
+        out: where to write the result, contiguous uint8 [S, S, 3]; None: a new array.
+
+    Returns:
+        uint8 [S, S, 3]; `out` where it is given.
+    """
+    top, left, height, width = sample_crop(image.shape[0], image.shape[1], options, rng)
+    mirrored = options.flip and rng.random() < 0.5
+    region = image[top : top + height, left : left + width]
+    if not mirrored:
+        return _resize(region, options.image_size, options.image_size, out)
+    return cv2.flip(_resize(region, options.image_size, options.image_size), 1, dst=out)
+
+
+def preprocess_eval(
+    image: np.ndarray, size: int, method: str, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Prepares an image for evaluation.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: side of the result, pixels.
+        method: `resize_crop_32` resizes both sides to `size + 32`, which does not keep the
+            aspect ratio, and crops the centre (NFNets); `crop_resize` crops the central
+            square with `size / (size + 32)` of the shorter side and resizes it (ResNets);
+            `resize` resizes the whole image (for images that fill their frame).
+        out: where to write the result, uint8 [S, S, 3]; None: a new array.
+
+    Returns:
+        uint8 [S, S, 3]; `out` where it is given.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    if method == "resize_crop_32":
+        margin = EVAL_PADDING // 2
+        whole = _resize(image, size + EVAL_PADDING, size + EVAL_PADDING)
+        center = whole[margin : margin + size, margin : margin + size]
+        if out is None:
+            return np.ascontiguousarray(center)
+        out[...] = center
+        return out
+    if method == "crop_resize":
+        height, width = image.shape[:2]
+        side = max(1, int(size / (size + EVAL_PADDING) * min(height, width)))
+        top, left = (height - side + 1) // 2, (width - side + 1) // 2
+        return _resize(image[top : top + side, left : left + side], size, size, out)
+    if method == "resize":
+        return _resize(image, size, size, out)
+    raise ValueError(f"unknown preprocessing {method!r}; known: {', '.join(EVAL_METHODS)}")
+
+
+def _resize(
+    image: np.ndarray, height: int, width: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Bicubic, without antialiasing, as in the published pipeline."""
+    return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)

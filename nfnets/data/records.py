@@ -1,0 +1,79 @@
+"""What a dataset is to the rest of the program: records by number, and class names."""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Record(NamedTuple):
+    """One example, not decoded yet.
+
+    Attributes:
+        image: the bytes of an image file, or decoded pixels, uint8 [height, width, 3], RGB.
+        label: class, in [0, number of classes).
+        name: what to call it in a message: a path, or a dataset's name and a number.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class RecordSource(Protocol):
+    """Records by number. Picklable, and safe to read from several threads."""
+
+    def __len__(self) -> int:
+        """The number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Returns record `index`, in [0, len(self)).
+
+        Raises:
+            UnreadableRecordError: if the record cannot be read; the message names it.
+        """
+        ...
+
+
+class UnreadableRecordError(Exception):
+    """A record that cannot be read or decoded.
+
+    Training replaces such a record by another one, evaluation stops at it.
+
+    Attributes:
+        name: the record's name.
+        reason: what is wrong with it, a clause for a message.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # Both, so that it survives pickling.
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An opened dataset.
+
+    Attributes:
+        name: as the user wrote it, e.g. `tfds:imagenet2012`.
+        train: records to train on; empty where only the evaluation half was opened.
+        evaluation: records to evaluate on.
+        class_names: readable names; the index is the label.
+        is_fake: whether the records are made up, so that accuracies mean nothing.
+    """
+
+    name: str
+    train: RecordSource
+    evaluation: RecordSource
+    class_names: tuple[str, ...]
+    is_fake: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)

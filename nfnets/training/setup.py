@@ -1,0 +1,133 @@
+"""What training and evaluation share before the first step."""
+
+from collections.abc import Callable
+import os
+import pathlib
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from nfnets.data import CropOptions, Dataset, HostShard, open_dataset
+from nfnets.errors import UserError
+from nfnets.models import Model, count_multiply_adds, count_parameters
+from nfnets.models.counting import parameter_shapes
+from nfnets.training.state import REFERENCE_BATCH
+
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+T = TypeVar("T")
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs for the next start.
+
+    In the folder that JAX_COMPILATION_CACHE_DIR names, else in ~/.cache/nfnets/xla.
+    """
+    folder = os.environ.get(_CACHE_VARIABLE, "~/.cache/nfnets/xla")
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def as_user_error(call: Callable[[], T]) -> T:
+    """Returns `call()`; turns a ValueError about the user's values into a UserError."""
+    try:
+        return call()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def open_config_dataset(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path | None,
+    *,
+    splits: str = "both",
+) -> Dataset:
+    """Opens the dataset that the config names.
+
+    Args:
+      config: resolved or not.
+      workdir: where an index may be cached if the data's folder cannot be written.
+      splits: "both", or "eval" for the evaluation half alone.
+    """
+    return open_dataset(
+        config.data.source,
+        data_dir=config.data.dir,
+        train_split=config.data.train_split,
+        eval_split=config.data.eval_split,
+        num_classes=config.model.num_classes,
+        index_dir=None if workdir is None else str(workdir),
+        splits=splits,
+    )
+
+
+def host_shard() -> HostShard:
+    """Returns this process's part of every global batch."""
+    return HostShard(
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        local_devices=jax.local_device_count(),
+    )
+
+
+def crop_options(config: ml_collections.ConfigDict) -> CropOptions:
+    """Returns the random crops of a resolved config."""
+    data = config.data
+    return as_user_error(
+        lambda: CropOptions(
+            image_size=data.image_size,
+            min_area=data.min_area,
+            max_area=data.max_area,
+            min_aspect=data.min_aspect,
+            max_aspect=data.max_aspect,
+            flip=data.flip,
+        )
+    )
+
+
+def describe(
+    config: ml_collections.ConfigDict, model: Model, dataset: Dataset
+) -> list[str]:
+    """Returns the lines that a run starts with."""
+    parameters = count_parameters(parameter_shapes(model))
+    train_size, eval_size = config.data.image_size, config.eval.image_size
+    train_cost = count_multiply_adds(model, train_size)
+    eval_cost = count_multiply_adds(model, eval_size)
+    devices = jax.devices()
+    peak = config.train.learning_rate * config.data.batch_size / REFERENCE_BATCH
+    num_train = len(dataset.train)
+    epochs = config.train.steps * config.data.batch_size / num_train
+    lines = [
+        str(config).strip(),
+        "",
+        f"model     {model.name}: {parameters:,} parameters, "
+        f"{_billions(train_cost)} multiply-adds at {train_size} px, "
+        f"{_billions(eval_cost)} at {eval_size} px",
+        f"data      {dataset.name}: {num_train:,} training and "
+        f"{len(dataset.evaluation):,} evaluation images, {dataset.num_classes} classes",
+        f"training  {config.train.steps:,} steps of {config.data.batch_size} images "
+        f"({epochs:.4g} epochs), peak learning rate {peak:.4g}",
+        f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
+        f"{config.model.compute_dtype}",
+    ]
+    if dataset.is_fake:
+        lines.append("WARNING   the data is fake (synthetic): accuracies mean nothing")
+    return lines
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.4g} B" if count >= 1e8 else f"{count / 1e6:.4g} M"
+
+
+def fake_batch(config: ml_collections.ConfigDict) -> dict[str, jax.Array]:
+    """Returns one training batch of grey images for this host."""
+    devices = jax.local_device_count()
+    per_device = config.data.batch_size // jax.device_count()
+    size = config.data.image_size
+    index = jnp.arange(devices * per_device, dtype=jnp.int32)
+    return {
+        "images": jnp.full((devices, per_device, size, size, 3), 128, jnp.uint8),
+        "labels": jnp.zeros((devices, per_device), jnp.int32),
+        "example_index": index.reshape(devices, per_device),
+    }

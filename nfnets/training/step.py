@@ -1,0 +1,210 @@
+"""One training step and one evaluation step, as pure functions, and their mapping.
+
+Axis letters: D devices, N examples per device, M examples per pass, H height, W width,
+K classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from nfnets.augment import augment
+from nfnets.models import Model, Params, State, normalize_images
+from nfnets.optim import clipping_state, rules, update_ema
+from nfnets.training.config import augment_options
+from nfnets.training.state import TrainState, build_schedule, ema_decays
+
+AXIS = "devices"
+
+# images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N].
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+) -> TrainStep:
+    """Builds the step of one device, a pure function of (state, batch).
+
+    All randomness is a function of (seed, step, an example's index in the global batch),
+    so the result does not depend on how the batch is divided. The function is to be mapped
+    with the axis name `AXIS`.
+
+    Args:
+      config: resolved.
+      model: from `build_model`.
+      optimizer: from `build_optimizer`.
+
+    Returns:
+      step(state, batch) -> (state, metrics): metrics are float32 scalars, equal on all
+      devices.
+    """
+    options = augment_options(config)
+    schedule = build_schedule(config)
+    decays = ema_decays(config)
+    microbatch = config.train.microbatch
+
+    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        targets = jax.nn.one_hot(batch["labels"], config.model.num_classes)
+        targets = optax.smooth_labels(targets, config.train.label_smoothing)
+        return augment(key, batch["images"], targets, batch["example_index"], options)
+
+    def loss_and_metrics(
+        params: Params, net_state: State, key: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, tuple[State, Metrics]]:
+        augment_key, model_key = jax.random.split(key)
+        images, targets = prepare(augment_key, batch)
+        outputs, net_state = model.apply(
+            params,
+            net_state,
+            model_key,
+            normalize_images(images),
+            is_training=True,
+            example_index=batch["example_index"],
+        )
+        logits = outputs["logits"]
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
+        metrics = {"loss": loss, "top1": jnp.mean(hits.astype(jnp.float32))}
+        return loss, (net_state, metrics)
+
+    gradient_of = jax.value_and_grad(loss_and_metrics, has_aux=True)
+
+    def accumulate(
+        params: Params, net_state: State, key: jax.Array, batch: Batch
+    ) -> tuple[Params, State, Metrics]:
+        """Gradients and metrics of this device's examples, `microbatch` at a time."""
+        size = batch["labels"].shape[0]
+        passes = 1 if microbatch is None else size // microbatch
+        if passes == 1:
+            (_, (net_state, metrics)), grads = gradient_of(params, net_state, key, batch)
+            return grads, net_state, metrics
+
+        def one_pass(carry: Any, part: Batch) -> tuple[Any, None]:
+            sums, net_state = carry
+            (_, (net_state, metrics)), grads = gradient_of(params, net_state, key, part)
+            return (jax.tree.map(jnp.add, sums, (grads, metrics)), net_state), None
+
+        parts = jax.tree.map(
+            lambda x: x.reshape(passes, microbatch, *x.shape[1:]), dict(batch)
+        )
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        no_metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+        (sums, net_state), _ = jax.lax.scan(
+            one_pass, ((zeros, no_metrics), net_state), parts
+        )
+        grads, metrics = jax.tree.map(lambda x: x / passes, sums)
+        return grads, net_state, metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        grads, net_state, metrics = accumulate(state.params, state.net_state, key, batch)
+        grads, net_state, metrics = jax.lax.pmean((grads, net_state, metrics), AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = {
+            name: update_ema(state.ema[name], (params, net_state), decay, state.step)
+            for name, decay in decays.items()
+        }
+        metrics |= {
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "gradient_norm": optax.global_norm(grads),
+            **_clipping_metrics(opt_state),
+        }
+        return TrainState(state.step + 1, params, net_state, opt_state, ema), metrics
+
+    return step
+
+
+def _clipping_metrics(opt_state: Any) -> Metrics:
+    clipping = clipping_state(opt_state)
+    if clipping is None:
+        return {}
+    metrics = {
+        "agc_clipped_fraction": clipping.clipped_fraction,
+        "agc_max_ratio": clipping.max_ratio,
+    }
+    for name in ("clipped_fraction", "max_ratio"):
+        layers = getattr(clipping, f"layer_{name}")
+        for path, value in jax.tree_util.tree_leaves_with_path(layers):
+            metrics[f"agc_{name}/{rules.parameter_path(path)}"] = value
+    return metrics
+
+
+def make_eval_step(
+    model: Model,
+) -> Callable[[Params, State, Batch], Metrics]:
+    """Builds the evaluation step of one device, to be mapped with the axis name `AXIS`.
+
+    Args:
+      model: from `build_model`.
+
+    Returns:
+      step(params, net_state, batch) -> sums over all devices: `examples`, `top1`, `top5`
+      (int32 counts) and `loss` (float32). Examples whose `mask` is False do not count.
+    """
+
+    def step(params: Params, net_state: State, batch: Batch) -> Metrics:
+        outputs, _ = model.apply(
+            params, net_state, None, normalize_images(batch["images"]), is_training=False
+        )
+        logits, labels, mask = outputs["logits"], batch["labels"], batch["mask"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        # The label's rank. Ties and NaN count against it: a network that has diverged
+        # must not score.
+        others = jnp.arange(logits.shape[-1]) != labels[:, None]
+        rank = jnp.sum(~(logits < of_label) & others, axis=-1)
+
+        def total(values: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(mask, values, 0))
+
+        sums = {
+            "examples": total(jnp.ones_like(labels)),
+            "top1": total((rank < 1).astype(jnp.int32)),
+            "top5": total((rank < 5).astype(jnp.int32)),
+            "loss": total(losses),
+        }
+        return jax.lax.psum(sums, AXIS)
+
+    return step
+
+
+def map_train_step(step: TrainStep) -> TrainStep:
+    """Maps a train step over all devices; its state's buffers are given up to it.
+
+    The state is replicated; batches have a leading axis of local devices.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        donate_argnums=0,
+    )
+
+
+def map_eval_step(
+    step: Callable[[Params, State, Batch], Metrics],
+) -> Callable[[Params, State, Batch], Metrics]:
+    """Maps an evaluation step over all devices."""
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
+
+
+def device_mesh() -> jax.sharding.Mesh:
+    """The one-dimensional mesh that `jax.pmap` lays over all devices."""
+    return jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
+
+
+def replicate(tree: Any) -> Any:
+    """Copies a tree of arrays to every device, as the mapped steps take and return it."""
+    sharding = jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec())
+    return jax.device_put(tree, sharding)
