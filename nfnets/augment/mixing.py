@@ -67,17 +67,16 @@ def mix_pairs(
     pasted = boxes.box_mask(rows, columns, height, width) & is_cutmix[:, None, None]
     area = (rows[1] - rows[0]) * (columns[1] - columns[0])
 
-    # Weight of the image's own pixels and label; the neighbour has the rest.
     pixel_weight = jnp.where(is_mixup, blend, WEIGHT_UNIT)[:, None, None]
     pixel_weight = jnp.where(pasted, 0, pixel_weight)[:, None]
-    label_weight = jnp.where(is_mixup, blend.astype(jnp.float32) / WEIGHT_UNIT, 1.0)
-    kept_area = (height * width - area).astype(jnp.float32) / (height * width)
-    label_weight = jnp.where(is_cutmix, kept_area, label_weight)[:, None]
-
     other = _neighbours(images).astype(jnp.int32)
     scaled = pixel_weight * (images.astype(jnp.int32) - other)
     mixed = other + ((scaled + WEIGHT_UNIT // 2) >> (WEIGHT_UNIT.bit_length() - 1))
-    mixed_labels = label_weight * labels + (1 - label_weight) * _neighbours(labels)
+
+    # The label's weights as whole numbers of pixels, or of units.
+    unit = jnp.where(is_cutmix, height * width, WEIGHT_UNIT)
+    given = jnp.where(is_cutmix, area, jnp.where(is_mixup, WEIGHT_UNIT - blend, 0))
+    mixed_labels = _weighted_sum(labels, unit - given, _neighbours(labels), given, unit)
     return mixed.astype(jnp.uint8), mixed_labels
 
 
@@ -128,6 +127,20 @@ def _cutmix_sizes(alpha: float, height: int, width: int) -> np.ndarray:
     """Returns int32 [2^15, 2]: height and width of the box, sqrt(1 - lambda) of the image's."""
     side = np.sqrt(1 - draws.beta_quantiles(alpha))
     return (side[:, None] * (height, width)).astype(np.int32)
+
+
+def _weighted_sum(
+    a: jax.Array, a_weight: jax.Array, b: jax.Array, b_weight: jax.Array, unit: jax.Array
+) -> jax.Array:
+    """Returns a a_weight / unit + b b_weight / unit: [N, K], weights int32 [N]."""
+
+    def part(labels: jax.Array, weight: jax.Array) -> jax.Array:
+        share = weight.astype(jnp.float32) / unit.astype(jnp.float32)
+        # Labels are not negative, so this changes none. It keeps compilers from fusing the
+        # product with the sum below, in some programs and not in others.
+        return jnp.maximum(share[:, None] * labels, 0)
+
+    return part(a, a_weight) + part(b, b_weight)
 
 
 def _neighbours(batch: jax.Array) -> jax.Array:

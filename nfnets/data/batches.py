@@ -3,13 +3,13 @@
 Letters of shapes: D local devices, B images per device, S side of the images, pixels.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from absl import logging
+import numpy as np
 
 from nfnets.data import images
 from nfnets.data.order import StreamOrder
@@ -93,7 +93,7 @@ def train_batches(
     """
     shard = shard or HostShard()
     if not len(source):
-        raise UserError("the training split has no records; choose another data.train_split")
+        raise UserError("the training split has no records; change data.train_split")
     if batch_size < 1 or batch_size % shard.num_devices:
         raise UserError(
             f"data.batch_size={batch_size} is not a multiple of the {shard.num_devices} "
@@ -150,7 +150,7 @@ def eval_batches(
     """
     shard = shard or HostShard()
     if not len(source):
-        raise UserError("the evaluation split has no records; choose another data.eval_split")
+        raise UserError("the evaluation split has no records; change data.eval_split")
     if batch_size < 1:
         raise UserError(f"eval.batch_size must be at least 1, got {batch_size}")
     if preprocessing not in images.EVAL_METHODS:
@@ -193,7 +193,7 @@ class _LoadTrainChunk:
         return chunk._replace(bad=tuple(bad))
 
     def _load(self, index: int, bad: list[tuple[str, str]]) -> tuple[np.ndarray, int]:
-        """Reads record `index`, or the next readable one; appends what it skips to `bad`."""
+        """Reads record `index` or the next readable one; appends the others to `bad`."""
         tries = min(len(self.source), _MAX_REPLACEMENTS)
         for offset in range(tries):
             try:

@@ -1,33 +1,11 @@
 """The digits dataset that comes with scikit-learn: no download, trains in a minute."""
 
 import numpy as np
-from sklearn import datasets, model_selection
 
-from nfnets.data.records import Dataset, Record
+from nfnets.data.records import ArraySource, Dataset
 
 _TEST_RECORDS = 360
 _SPLIT_SEED = 0  # fixed: accuracies of different runs are comparable
-
-
-class ArraySource:
-    """Records from arrays in memory.
-
-    Attributes:
-        images: uint8 [n, H, W, 3].
-        labels: int32 [n].
-        name: a record's name is this and its number.
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
-        self.images = images
-        self.labels = labels
-        self.name = name
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
 
 
 def open_digits() -> Dataset:
@@ -35,6 +13,9 @@ def open_digits() -> Dataset:
 
     The split is fixed and has the same share of every class on both sides.
     """
+    # Here, because worker processes import this module and have no use for scikit-learn.
+    from sklearn import datasets, model_selection
+
     bunch = datasets.load_digits()
     grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
     pixels = np.repeat(grey[..., None], 3, axis=-1)

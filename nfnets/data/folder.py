@@ -13,11 +13,11 @@ import pathlib
 import time
 import zipfile
 
-import numpy as np
 from absl import logging
+import numpy as np
 
 from nfnets.data.class_names import readable_names
-from nfnets.data.records import Dataset, Record, UnreadableRecordError
+from nfnets.data.records import Dataset, EmptySource, Record, UnreadableRecordError
 from nfnets.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -52,6 +52,7 @@ class FolderIndex:
     labels: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
     """Records of image files.
 
@@ -61,10 +62,9 @@ class FolderSource:
         labels: int32 [files].
     """
 
-    def __init__(self, root: pathlib.Path, index: FolderIndex, labels: np.ndarray):
-        self.root = root
-        self.index = index
-        self.labels = labels
+    root: pathlib.Path
+    index: FolderIndex
+    labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,16 +85,6 @@ class FolderSource:
         except OSError as error:
             raise UnreadableRecordError(path, error.strerror or str(error)) from error
         return Record(data, int(self.labels[position]), path)
-
-
-class EmptySource:
-    """No records: the half of a dataset that was not opened."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def __getitem__(self, index: int) -> Record:
-        raise IndexError(index)
 
 
 def open_folder(
@@ -126,16 +116,14 @@ def open_folder(
     eval_root = _existing_eval_root(base, eval_split)
     train: FolderSource | EmptySource = EmptySource()
     if with_train:
-        index = load_index(train_root, index_dir, "data.train_split")
-        class_names = index.class_names
-        train = FolderSource(train_root, index, index.labels)
-        _check_no_empty_class(train_root, index)
-    eval_index = load_index(eval_root, index_dir, "data.eval_split")
-    if not with_train:
-        has_classes = train_root.is_dir() and _class_folders(train_root)
-        class_names = tuple(_class_folders(train_root)) if has_classes else (
-            eval_index.class_names
-        )
+        train_index = load_index(train_root, index_dir, "data.train_split")
+        _check_no_empty_class(train_root, train_index)
+        train = FolderSource(train_root, train_index, train_index.labels)
+        class_names = train_index.class_names
+        eval_index = load_index(eval_root, index_dir, "data.eval_split")
+    else:
+        eval_index = load_index(eval_root, index_dir, "data.eval_split")
+        class_names = _class_folders(train_root) or eval_index.class_names
     return Dataset(
         name=f"folder:{path}",
         train=train,
@@ -197,7 +185,7 @@ def scan(root: pathlib.Path) -> FolderIndex:
     return FolderIndex(
         directories=tuple(directories),
         changed_ns=np.asarray(changed, np.int64),
-        class_names=tuple(class_names),
+        class_names=class_names,
         file_names=np.frombuffer(b"".join(names), np.uint8),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         file_directory=np.asarray(file_directory, np.int32),
@@ -205,10 +193,13 @@ def scan(root: pathlib.Path) -> FolderIndex:
     )
 
 
-def _class_folders(root: pathlib.Path) -> list[str]:
-    """Names of the visible folders in `root`, sorted."""
+def _class_folders(root: pathlib.Path) -> tuple[str, ...]:
+    """Names of the visible folders in `root`, sorted; none if there is no `root`."""
+    if not root.is_dir():
+        return ()
     with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    return tuple(sorted(names))
 
 
 def _list_directory(path: bytes) -> tuple[list[bytes], list[bytes]]:

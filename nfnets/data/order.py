@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 
-import numpy as np
 from grain.experimental import index_shuffle
+import numpy as np
 
 # Keep the streams of random numbers that one seed starts apart from each other.
 _ORDER_STREAM = 0

@@ -1,4 +1,4 @@
-"""The Grain pipeline: numbers of chunks in, batches out, with threads and processes between.
+"""The Grain pipeline: chunk numbers in, batches out, threads and processes between.
 
 A chunk is a few consecutive examples of this host's part of a batch: what one thread makes
 at a go. Which examples they are follows from the chunk's number alone (`Layout`).
@@ -6,21 +6,20 @@ at a go. Which examples they are follows from the chunk's number alone (`Layout`
 Letters of shapes: D local devices, B images per device, S side of the images, pixels.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import math
+from multiprocessing import connection, parent_process
 import re
 import signal
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, parent_process
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
+import weakref
 
+from absl import flags
 import cv2
 import grain
 import numpy as np
-from absl import flags
 
 from nfnets.data.records import UnreadableRecordError
 from nfnets.errors import UserError
@@ -83,7 +82,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for field in ("threads", "workers", "prefetch"):
             if getattr(self, field) < 0:
-                raise UserError(f"data.{field} must not be negative: {getattr(self, field)}")
+                raise UserError(f"data.{field}={getattr(self, field)} must not be negative")
 
 
 class Chunk(NamedTuple):
@@ -164,8 +163,8 @@ class BatchIterator(Generic[T], Iterator[T]):
         layout: Layout,
         read: ReadOptions,
         finish: Callable[[Chunk], T],
-    ):
-        """Builds the pipeline; nothing is read before the first batch is asked for.
+    ) -> None:
+        """Builds the pipeline and starts to read.
 
         Args:
             numbers: chunks to make, whole batches of them.
@@ -176,8 +175,8 @@ class BatchIterator(Generic[T], Iterator[T]):
         """
         self._finish = finish
         self._stop = threading.Event()
-        self._iterator: grain.DatasetIterator | None = iter(
-            _pipeline(numbers, load, layout, read, self._stop)
+        self._iterator: grain.DatasetIterator | None = _start(
+            _pipeline(numbers, load, layout, read, self._stop), read.prefetch
         )
         self._close = weakref.finalize(self, _close, self._iterator, self._stop)
 
@@ -225,7 +224,7 @@ def _pipeline(
     read: ReadOptions,
     stop: threading.Event,
 ) -> grain.IterDataset:
-    """Chunk numbers -> chunks, by threads or processes -> batches, ahead of time."""
+    """Chunk numbers -> chunks, by threads or processes -> batches."""
     _prepare_process()
     ahead = read.threads * (1 if read.workers else _CHUNKS_AHEAD)
     stream = (
@@ -255,14 +254,24 @@ def _pipeline(
             raise RuntimeError("the batches were closed")
         return chunk
 
-    stream = stream.map(stop_when_closed).batch(
+    return stream.map(stop_when_closed).batch(
         layout.chunks_per_batch, batch_fn=_Join(layout.shard.local_devices)
     )
-    if read.prefetch:
-        stream = grain.experimental.ThreadPrefetchIterDataset(
-            stream, prefetch_buffer_size=read.prefetch
+
+
+def _start(batches: grain.IterDataset, prefetch: int) -> grain.DatasetIterator:
+    """Starts all threads and processes, and one that holds finished batches ready."""
+    iterator = iter(batches)
+    # Without these two, Grain starts each worker process when its first chunk is asked
+    # for, one after the other: 1.5 s times their number.
+    iterator.get_state()
+    iterator.start_prefetch()
+    if prefetch:
+        iterator = grain.experimental.ThreadPrefetchDatasetIterator(
+            iterator, prefetch_buffer_size=prefetch
         )
-    return stream
+        iterator.start_prefetch()
+    return iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +314,8 @@ def _death_cause(exit_code: int) -> str:
     if exit_code == -signal.SIGBUS:
         return "shared memory is full: enlarge /dev/shm or set data.workers=0"
     if exit_code < 0:
-        return f"signal {signal.Signals(-exit_code).name}: set data.workers=0 to find out why"
+        name = signal.Signals(-exit_code).name
+        return f"signal {name}: set data.workers=0 to find out why"
     return "see its output above, or set data.workers=0 to find out why"
 
 

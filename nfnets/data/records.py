@@ -46,13 +46,45 @@ class UnreadableRecordError(Exception):
         reason: what is wrong with it, a clause for a message.
     """
 
-    def __init__(self, name: str, reason: str):
+    def __init__(self, name: str, reason: str) -> None:
+        """See the class."""
         super().__init__(name, reason)  # Both, so that it survives pickling.
         self.name = name
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Records from arrays in memory.
+
+    Attributes:
+        images: uint8 [n, H, W, 3].
+        labels: int32 [n].
+        name: a record's name is this and its number.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
+
+
+class EmptySource:
+    """No records: the half of a dataset that was not opened."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Record:
+        raise IndexError(index)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

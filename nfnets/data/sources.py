@@ -6,7 +6,6 @@ from nfnets.data import synthetic
 from nfnets.data.digits import open_digits
 from nfnets.data.folder import open_folder
 from nfnets.data.records import Dataset
-from nfnets.data.tfds_source import open_tfds
 from nfnets.errors import UserError
 
 SOURCES = "digits, synthetic[:N], folder:PATH, tfds:NAME[:VERSION]"
@@ -58,6 +57,9 @@ def open_dataset(
             with_train=splits == "both",
         )
     if kind == "tfds" and rest:
+        # Here, because it takes a second and most runs of the tests do without.
+        from nfnets.data.tfds_source import open_tfds
+
         return open_tfds(
             rest,
             data_dir=data_dir,

@@ -67,7 +67,19 @@ def _draw_piece(
     return jax.random.normal(key, (piece,))
 
 
+def he_fan_out(channels: int, kernel_size: int, scale: float = 1.0) -> ScaledNormal:
+    """Normal values of variance 2 scale^2 / (channels x kernel_size^2).
+
+    Args:
+      channels: that leave the convolution.
+      kernel_size: side of its window.
+      scale: on the standard deviation.
+    """
+    return ScaledNormal(stddev=scale * math.sqrt(2 / (channels * kernel_size**2)))
+
+
 # The published networks' distributions.
 CONV = ScaledNormal(fan_in_scaled=True)
 CLASSIFIER = ScaledNormal(stddev=0.01)
 LINEAR = ScaledNormal(fan_in_scaled=True, truncated=True)
+HE = ScaledNormal(stddev=math.sqrt(2), fan_in_scaled=True)

@@ -74,9 +74,11 @@ class Model:
             return create
 
         def record(images: jax.Array) -> None:
-            with hk.custom_creator(recorder("params"), params=True, state=False):
-                with hk.custom_creator(recorder("state"), params=False, state=True):
-                    self._forward(images, is_training)
+            with (
+                hk.custom_creator(recorder("params"), params=True, state=False),
+                hk.custom_creator(recorder("state"), params=False, state=True),
+            ):
+                self._forward(images, is_training)
 
         jax.eval_shape(hk.transform_with_state(record).init, rng, images)
         return _draw(rng, recipes["params"]), _draw(rng, recipes["state"])

@@ -40,8 +40,8 @@ def test_all_operations_are_recorded():
     assert len(OPERATIONS) == 16
 
 
-@pytest.mark.parametrize("key", _RECORDED)
-def test_recorded_output(key):
+@pytest.mark.parametrize("key", [key for key in _RECORDED if key.endswith("@15")])
+def test_operation_by_name(key):
     name, magnitude, sign = _parse(key)
     result = apply_operation(name, _IMAGE[None], magnitude, sign)
     assert result.dtype == jnp.uint8
@@ -148,11 +148,20 @@ def test_translation_distance_is_the_policy_s():
         assert np.all(moved[:, shift + 50 :] == 0)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 3, 3)])
-def test_tiny_images(name, shape):
-    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-    assert _operate(name, image).shape == shape
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
+def test_tiny_images(shape):
+    steps = tuple(ops.Step(name, 10) for name in OPERATIONS)
+    bank = ops.build_bank(steps, *shape, ops.RANDAUGMENT_TRANSLATE)
+    images = jnp.arange(16 * 3 * shape[0] * shape[1], dtype=jnp.uint8)
+    images = images.reshape(16, 3, *shape)
+    zeros = jnp.zeros((1, 16), jnp.int32)
+    centre = jnp.zeros((1, 16, 2), jnp.int32)
+    result = kernels.apply_steps(images, bank, jnp.arange(16)[None], zeros, centre)
+    assert result.shape == images.shape
+    # Sharpness has no pixel inside to blur; Invert works as ever.
+    invert, sharpness = OPERATIONS.index("Invert"), OPERATIONS.index("Sharpness")
+    np.testing.assert_array_equal(result[sharpness], images[sharpness])
+    np.testing.assert_array_equal(result[invert], 255 - images[invert])
 
 
 def test_only_geometric_operations_have_a_sign():

@@ -1,0 +1,157 @@
+"""Layers against hand-computed values."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nfnets
+from nfnets.models import layers, normalize_images
+
+
+def test_standardized_weights_by_hand():
+    weight = jnp.array([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0], [7.0, 6.0]])
+    # Unit 0: mean 4, variance 5, fan-in 4: (w - 4) / sqrt(20), times the gain 2.
+    # Unit 1: mean 3, variance 3: (w - 3) / sqrt(12).
+    expected = np.stack(
+        [
+            2 * np.array([-3, -1, 1, 3]) / np.sqrt(20),
+            np.array([-1, -1, -1, 3]) / np.sqrt(12),
+        ],
+        axis=-1,
+    )
+    got = layers.standardize_weight(weight, jnp.array([2.0, 1.0]))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_standardization_floors_variance_times_fan_in():
+    # Variance 1e-6 and fan-in 4: 4e-6 is below the floor 1e-4, whose root is 1e-2.
+    weight = jnp.array([1e-3, -1e-3, 1e-3, -1e-3])[:, None]
+    got = layers.standardize_weight(weight, jnp.ones(1))
+    np.testing.assert_allclose(got, weight / 1e-2, rtol=1e-6)
+
+
+def test_standardization_is_float32_whatever_comes_in():
+    weight = jax.random.normal(jax.random.key(0), (3, 3, 64, 8)).astype(jnp.bfloat16)
+    got = layers.standardize_weight(weight, jnp.ones(8, jnp.bfloat16))
+    want = layers.standardize_weight(weight.astype(jnp.float32), jnp.ones(8))
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_convolution_equals_the_sum_over_its_window(stride, groups):
+    inputs = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(3, 3, 8 // groups, 4)).astype(np.float32)
+    height, width = -(-5 // stride), -(-6 // stride)
+    # SAME: the padding's smaller half comes first.
+    pads = [
+        max(0, (out - 1) * stride + 3 - size)
+        for out, size in ((height, 5), (width, 6))
+    ]
+    padded = np.pad(
+        inputs, [(0, 0), *[(pad // 2, pad - pad // 2) for pad in pads], (0, 0)]
+    )
+    expected = np.zeros((2, height, width, 4), np.float32)
+    for y, x, unit in np.ndindex(height, width, 4):
+        group = unit * groups // 4
+        channels = slice(group * 8 // groups, (group + 1) * 8 // groups)
+        window = padded[
+            :, y * stride : y * stride + 3, x * stride : x * stride + 3, channels
+        ]
+        expected[:, y, x, unit] = np.sum(window * weight[None, ..., unit], axis=(1, 2, 3))
+    got = layers.conv2d(jnp.asarray(inputs), jnp.asarray(weight), stride, groups)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_average_pool_counts_only_pixels_that_exist():
+    inputs = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    expected = np.array([[(0 + 1 + 3 + 4) / 4, (2 + 5) / 2], [(6 + 7) / 2, 8]])
+    np.testing.assert_allclose(layers.average_pool_2x2(inputs)[0, :, :, 0], expected)
+
+
+def test_squeeze_excite_by_hand():
+    def forward(x):
+        return layers.SqueezeExcite(2, 0.5)(x)
+
+    transformed = hk.without_apply_rng(hk.transform(forward))
+    params = {
+        "squeeze_excite/~/linear": {"w": jnp.array([[1.0], [2.0]]), "b": jnp.array([-1.0])},
+        "squeeze_excite/~/linear_1": {"w": jnp.array([[1.0, -1.0]]), "b": jnp.zeros(2)},
+    }
+    inputs = jnp.array([[[[0.0, 1.0], [2.0, 1.0]]]])  # channel means 1 and 1
+    gates = transformed.apply(params, inputs)
+    hidden = 1 + 2 - 1
+    expected = 1 / (1 + np.exp([-hidden, hidden]))
+    np.testing.assert_allclose(gates[0, 0, 0], expected, rtol=1e-6)
+    # A negative hidden value is cut off by the ReLU: both gates are 1/2.
+    np.testing.assert_allclose(transformed.apply(params, -inputs)[0, 0, 0], [0.5, 0.5])
+
+
+def test_dropout_keeps_the_mean_and_belongs_to_examples():
+    keys = layers.example_keys(jax.random.key(0), jnp.arange(8))
+    inputs = jnp.ones((8, 5000))
+    dropped = np.asarray(layers.dropout(inputs, 0.3, keys))
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+    np.testing.assert_allclose((dropped == 0).mean(), 0.3, atol=0.01)
+    rows = jnp.array([5, 2])
+    again = layers.dropout(inputs[:2], 0.3, layers.example_keys(jax.random.key(0), rows))
+    np.testing.assert_array_equal(again, dropped[rows])
+
+
+def test_stochastic_depth_drops_branches_at_rates_that_grow_with_depth():
+    model = nfnets.create_model(
+        "nfnet_tiny", num_classes=2, stochdepth_rate=0.8, drop_rate=0.0
+    )
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    for arrays in params.values():
+        if "skip_gain" in arrays:
+            arrays["skip_gain"] = jnp.ones(())
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    images = jnp.tile(image, (400, 1, 1, 1))
+    outputs, _ = jax.jit(
+        lambda key: model.apply(params, {}, key, images, is_training=True)
+    )(jax.random.key(2))
+    kept, _ = jax.jit(lambda: model.apply(params, {}, None, image, is_training=False))()
+    # Stage 1 is block 0 of 5, never dropped; stage 2 is block 1, dropped at 0.8 * 1 / 5.
+    np.testing.assert_allclose(
+        outputs["stage_1"][7], kept["stage_1"][0], rtol=1e-3, atol=1e-4
+    )
+    whole = np.abs(outputs["stage_2"] - kept["stage_2"]).max(axis=(1, 2, 3)) < 1e-3
+    np.testing.assert_allclose(1 - whole.mean(), 0.16, atol=0.05)
+
+
+def test_randomness_follows_the_example_not_its_place():
+    model = nfnets.create_model(
+        "nfnet_tiny", num_classes=2, stochdepth_rate=0.5, drop_rate=0.5
+    )
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    params, _ = model.init(jax.random.key(0), images)
+    for arrays in params.values():
+        if "skip_gain" in arrays:
+            arrays["skip_gain"] = jnp.ones(())
+
+    @jax.jit
+    def logits(images, index):
+        outputs, _ = model.apply(
+            params, {}, jax.random.key(5), images, is_training=True, example_index=index
+        )
+        return outputs["logits"]
+
+    whole = logits(images, jnp.arange(4))
+    part = logits(images[2:], jnp.array([2, 3]))
+    np.testing.assert_allclose(part, whole[2:], rtol=1e-4, atol=1e-6)
+    moved = logits(images[2:], jnp.array([0, 1]))
+    assert np.abs(moved - whole[2:]).max() > 1e-4
+
+
+def test_normalization_by_hand():
+    image = jnp.array([[0, 128, 255]], jnp.uint8)
+    expected = [
+        (0 - 123.675) / 58.395,
+        (128 - 116.28) / 57.12,
+        (255 - 103.53) / 57.375,
+    ]
+    np.testing.assert_allclose(normalize_images(image)[0], expected, rtol=1e-5)

@@ -1,0 +1,241 @@
+"""Adaptive gradient clipping: exact values per rank, and equality with optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nfnets
+from nfnets.optim import AdaptiveGradClipState, clipping_state
+
+# shape -> axes of a unit (None: the whole array).
+LAYOUTS = {
+    (): None,
+    (5,): None,
+    (1, 1, 6): None,  # one dimension larger than 1 is a vector
+    (1, 1, 1, 7): None,
+    (4, 3): (0,),
+    (4, 3, 2): (0,),
+    (3, 3, 2, 5): (0, 1, 2),
+    (2, 3, 3, 2, 5): (0, 1, 2, 3),
+}
+
+
+def norm(array, axes):
+    return np.sqrt(np.sum(np.abs(array) ** 2, axis=axes, keepdims=True))
+
+
+def clipped_by_hand(gradient, weight, axes, clipping, eps):
+    """The definition, unit by unit, in float64."""
+    allowed = clipping * np.maximum(norm(weight, axes), eps)
+    actual = norm(gradient, axes)
+    return np.where(actual >= allowed, gradient * allowed / actual, gradient)
+
+
+def arrays(shape, seed, scale=1.0):
+    return scale * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def clip(gradient, weight, *args, **kwargs):
+    transformation = nfnets.adaptive_grad_clip(*args, **kwargs)
+    return transformation.update(gradient, transformation.init(weight), weight)
+
+
+@pytest.mark.parametrize("shape", LAYOUTS)
+def test_exact_values_for_every_rank(shape):
+    axes = LAYOUTS[shape]
+    weight = jnp.asarray(arrays(shape, 0))
+    # Units from far below to far above the limit.
+    spread = np.logspace(-3, 1, shape[-1] if shape else 1).reshape(shape and (-1,))
+    gradient = jnp.asarray(arrays(shape, 1) * spread.astype(np.float32))
+    got, state = clip(gradient, weight, 0.1, 1e-3)
+    expected = clipped_by_hand(np.asarray(gradient), np.asarray(weight), axes, 0.1, 1e-3)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+    ratios = norm(np.asarray(gradient), axes) / norm(np.asarray(weight), axes)
+    np.testing.assert_allclose(state.clipped_fraction, (ratios > 0.1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(state.max_ratio, ratios.max(), rtol=1e-5)
+    # What is within the limit keeps its bits.
+    inside = np.broadcast_to(ratios < 0.1, got.shape)
+    np.testing.assert_array_equal(got[inside], gradient[inside])
+
+
+def test_by_hand_with_eps_and_two_units():
+    weight = jnp.array([[3.0, 0.0], [4.0, 0.0]])  # unit norms 5 and 0
+    gradient = jnp.array([[0.6, 0.03], [0.8, 0.04]])  # unit norms 1 and 0.05
+    got, state = clip(gradient, weight, 0.1, 0.2)
+    # Limits 0.1 * 5 = 0.5 and 0.1 * 0.2 = 0.02.
+    np.testing.assert_allclose(got, [[0.3, 0.012], [0.4, 0.016]], rtol=1e-6)
+    assert state.clipped_fraction == 1.0
+    np.testing.assert_allclose(state.max_ratio, 0.05 / 0.2, rtol=1e-6)
+
+
+def test_a_unit_exactly_at_the_limit_is_not_counted():
+    got, state = clip(jnp.array([0.5]), jnp.array([1.0]), 0.5)
+    assert got == 0.5
+    assert state.clipped_fraction == 0
+    assert state.max_ratio == 0.5
+
+
+@pytest.mark.parametrize("shape", [s for s in LAYOUTS if len(s) < 5])
+@pytest.mark.parametrize("clipping", [1e-4, 0.01, 0.5])
+@pytest.mark.parametrize("eps", [1e-3, 1.0])
+def test_equals_optax(shape, clipping, eps):
+    weight, gradient = jnp.asarray(arrays(shape, 2)), jnp.asarray(arrays(shape, 3, 0.3))
+    theirs = optax.adaptive_grad_clip(clipping, eps)
+    want, _ = theirs.update(gradient, theirs.init(weight), weight)
+    got, _ = clip(gradient, weight, clipping, eps)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [(1, 2, 3), [1, 2, 3], lambda w: (1, 2, 3)])
+def test_other_layouts_by_axis(axis):
+    weight, gradient = arrays((5, 2, 3, 3), 4), arrays((5, 2, 3, 3), 5)
+    expected = clipped_by_hand(gradient, weight, (1, 2, 3), 0.2, 1e-3)
+    got, _ = clip(jnp.asarray(gradient), jnp.asarray(weight), 0.2, axis=axis)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_vectors_stay_one_unit_under_given_axes():
+    weight, gradient = arrays((5,), 6), arrays((5,), 7)
+    got, _ = clip(jnp.asarray(gradient), jnp.asarray(weight), 0.2, axis=1)
+    np.testing.assert_allclose(
+        got, clipped_by_hand(gradient, weight, None, 0.2, 1e-3), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("magnitude", ["tiny", "huge"])
+def test_half_precision_neither_overflows_nor_underflows(dtype, magnitude):
+    limits = jnp.finfo(dtype)
+    value = float(limits.max) / 32 if magnitude == "huge" else float(limits.tiny) * 4
+    gradient = jnp.full((64, 2), value, dtype)
+    weight = jnp.full((64, 2), value, dtype)
+    got, state = clip(gradient, weight, 0.25, 1e-45)
+    assert got.dtype == dtype
+    # Gradient and weight norms are equal, so the ratio is 1 and the result a quarter.
+    np.testing.assert_allclose(state.max_ratio, 1.0, rtol=1e-3)
+    if magnitude == "huge":
+        np.testing.assert_allclose(np.asarray(got, np.float64), value / 4, rtol=1e-2)
+    assert np.isfinite(np.asarray(got, np.float64)).all()
+
+
+def test_half_precision_sums_in_float32():
+    # 4096 ones: a float16 sum would stop at 2048, a bfloat16 one at 256.
+    for dtype in (jnp.float16, jnp.bfloat16):
+        gradient = jnp.ones((4096, 1), dtype)
+        _, state = clip(gradient, jnp.full((4096, 1), 2, dtype), 0.01)
+        np.testing.assert_allclose(state.max_ratio, 0.5, rtol=1e-6)
+
+
+def test_complex_units_are_scaled_as_a_whole():
+    weight = jnp.array([[1 + 1j], [1 - 1j]])  # norm 2
+    gradient = jnp.array([[3 + 4j], [0 + 0j]])  # norm 5
+    got, state = clip(gradient, weight, 0.5)
+    np.testing.assert_allclose(got, [[(3 + 4j) / 5], [0]], rtol=1e-6)
+    assert got.dtype == jnp.complex64
+    np.testing.assert_allclose(state.max_ratio, 2.5, rtol=1e-6)
+    assert state.max_ratio.dtype == jnp.float32
+
+
+def test_zero_gradients_stay_zero():
+    got, state = clip(jnp.zeros((3, 2)), jnp.zeros((3, 2)), 0.1)
+    np.testing.assert_array_equal(got, np.zeros((3, 2)))
+    assert state.clipped_fraction == state.max_ratio == 0
+
+
+def test_none_leaves_and_empty_trees_pass_through():
+    transformation = nfnets.adaptive_grad_clip(0.1)
+    params = {"a": jnp.ones(3), "b": None}
+    state = transformation.init(params)
+    got, _ = transformation.update({"a": jnp.full(3, 9.0), "b": None}, state, params)
+    assert got["b"] is None
+    np.testing.assert_allclose(got["a"], 0.1, rtol=1e-6)
+    # An optimizer that trains part of the parameters hands over None for the others.
+    got, state = transformation.update({"a": None, "b": None}, state, params)
+    assert got == {"a": None, "b": None}
+    assert state.clipped_fraction == 0
+    got, state = transformation.update({}, transformation.init({}), {})
+    assert got == {}
+    assert state.max_ratio == 0
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"head": False, "body": {"w": True, "b": False}},
+        lambda params: {"head": False, "body": {"w": True, "b": False}},
+    ],
+)
+def test_masked_arrays_are_left_alone_and_not_counted(mask):
+    params = {"head": jnp.ones(3), "body": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda x: 100 * x, params)
+    got, state = clip(gradients, params, 0.1, mask=mask, per_layer=True)
+    np.testing.assert_array_equal(got["head"], gradients["head"])
+    np.testing.assert_array_equal(got["body"]["b"], gradients["body"]["b"])
+    np.testing.assert_allclose(got["body"]["w"], 0.1, rtol=1e-6)
+    assert state.clipped_fraction == 1
+    assert state.layer_max_ratio["head"] is None
+    np.testing.assert_allclose(state.layer_max_ratio["body"]["w"], 100, rtol=1e-6)
+
+
+def test_a_mask_may_be_a_prefix_of_the_tree():
+    params = {"head": {"w": jnp.ones(2), "b": jnp.ones(2)}, "body": jnp.ones(2)}
+    gradients = jax.tree.map(lambda x: 100 * x, params)
+    got, _ = clip(gradients, params, 0.1, mask={"head": False, "body": True})
+    np.testing.assert_array_equal(got["head"]["w"], [100, 100])
+    np.testing.assert_allclose(got["body"], 0.1, rtol=1e-6)
+
+
+def test_figures_per_layer():
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    gradients = {"a": jnp.array([[1.0, 0.001], [1.0, 0.001]]), "b": jnp.full(2, 0.5)}
+    _, state = clip(gradients, params, 0.1, per_layer=True)
+    np.testing.assert_allclose(state.layer_clipped_fraction["a"], 0.5)
+    np.testing.assert_allclose(state.layer_clipped_fraction["b"], 1.0)
+    np.testing.assert_allclose(state.layer_max_ratio["a"], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(state.layer_max_ratio["b"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(state.clipped_fraction, 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(state.max_ratio, 1.0, rtol=1e-6)
+
+
+def test_state_keeps_its_structure_from_init_to_update():
+    params = {"a": jnp.ones((2, 2)), "b": None}
+    for per_layer in (False, True):
+        transformation = nfnets.adaptive_grad_clip(0.1, per_layer=per_layer)
+        before = transformation.init(params)
+        _, after = transformation.update(params, before, params)
+        assert jax.tree.structure(before) == jax.tree.structure(after)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), after
+        )
+
+
+def test_in_an_optax_chain_under_jit():
+    optimizer = optax.chain(nfnets.adaptive_grad_clip(0.1), optax.sgd(1.0))
+    params = {"w": jnp.array([[3.0], [4.0]])}
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update({"w": jnp.array([[6.0], [8.0]])}, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = step(params, state)
+    np.testing.assert_allclose(params["w"], [[2.7], [3.6]], rtol=1e-6)
+    assert isinstance(clipping_state(state), AdaptiveGradClipState)
+    np.testing.assert_allclose(clipping_state(state).max_ratio, 2.0, rtol=1e-6)
+
+
+def test_mistakes_are_named():
+    transformation = nfnets.adaptive_grad_clip(0.1)
+    with pytest.raises(ValueError, match="update\\(gradients, state, params\\)"):
+        transformation.update({"w": jnp.ones(2)}, transformation.init({"w": jnp.ones(2)}))
+    with pytest.raises(ValueError, match="clipping must be above 0, not 0"):
+        nfnets.adaptive_grad_clip(0)
+    with pytest.raises(ValueError, match="eps must be above 0, not -1"):
+        nfnets.adaptive_grad_clip(0.1, -1)
+    six = jnp.ones((2,) * 6)
+    with pytest.raises(ValueError, match=r"no rule for an array of shape \[2, 2, 2"):
+        transformation.update(six, transformation.init(six), six)
