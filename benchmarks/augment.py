@@ -1,6 +1,6 @@
 """Images per second of the augmentation alone, stage by stage.
 
-    python benchmarks/augment.py [--device=cpu] [--size=192 --size=224] [--batch=32 --batch=64]
+    python benchmarks/augment.py [--device=cpu] [--size=192 --size=224] [--batch=32]
 
 prints a Markdown table: what each stage adds to the cost of an empty pipeline (a
 conversion to float32), and what the whole recipe costs, with the time to compile it.
@@ -11,10 +11,10 @@ import platform
 import sys
 import time
 
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from nfnets.augment import AugmentOptions, augment
 
@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"unexpected argument {argv[1]!r}")
     if _DEVICE.value:
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(_DEVICE.value, _DEVICE.value))
+        platforms = {"gpu": "cuda"}.get(_DEVICE.value, _DEVICE.value)
+        jax.config.update("jax_platforms", platforms)
     print(f"{machine()}\n")
     print("| size | batch | stage | images/s | ms per image | compile s |")
     print("|---:|---:|---|---:|---:|---:|")

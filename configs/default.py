@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.drop_rate = _optional(float)  # dropout before the classifier, in [0, 1)
     model.stochdepth_rate = _optional(float)  # of the last block, in [0, 1)
     model.activation = _optional(str)  # `nfnets.models.activations.names()`
+    # Any field of `ModelSpec` or `BlockSpec`, for variants that no table has: alpha,
+    # widths, depths, group_width, ...
+    model.overrides = ml_collections.ConfigDict()
     model.compute_dtype = "bfloat16"  # of activations; parameters are always float32
 
     data = config.data = ml_collections.ConfigDict()
@@ -103,4 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.keep_best = 1  # by eval/top1, besides the newest
 
     config.lock()
+    # A config file may add keys to these two: averages by name, fields of a model.
+    train.ema.unlock()
+    model.overrides.unlock()
     return config

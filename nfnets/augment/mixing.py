@@ -124,7 +124,7 @@ def _mixup_weights(alpha: float) -> np.ndarray:
 
 
 def _cutmix_sizes(alpha: float, height: int, width: int) -> np.ndarray:
-    """Returns int32 [2^15, 2]: height and width of the box, sqrt(1 - lambda) of the image's."""
+    """Returns int32 [2^15, 2]: (height, width) of the box, sqrt(1 - lambda) x image."""
     side = np.sqrt(1 - draws.beta_quantiles(alpha))
     return (side[:, None] * (height, width)).astype(np.int32)
 

@@ -6,12 +6,16 @@ gather, a blend with the image's own grey, a blend with its 3x3 blur, a grey box
 kind, which leaves the image unchanged for all kinds but the step's own. So a batch whose
 images drew different steps takes one pass of each kind (`kernels.apply_steps`).
 
-Everything here is numpy on the host, at trace time. The arithmetic of the published
-TensorFlow implementation is kept, its slips included, because published results rest on it:
+Everything here is numpy on the host, at trace time. The results are those of the published
+TensorFlow implementation, its slips included, because published results rest on them:
 
   * Contrast blends with the grey level H W / 256 (at most 255), not with the mean grey.
   * Solarize's threshold wraps at 256, so that magnitude 10 inverts everything.
   * Posterize keeps at least one bit.
+
+Two operations are not the same on every pixel, because the published float32 arithmetic
+ends just below some whole numbers and rounds them down, where integers are exact:
+AutoContrast differs by 1 level on 2% of pixels, Sharpness by up to 2 on 3% at magnitude 15.
 
 Sources: "AutoAugment" (Cubuk et al. 2019), table 6; "RandAugment" (Cubuk et al. 2020).
 
@@ -60,7 +64,7 @@ GREY = 128  # fills what a geometric operation uncovers, and boxes
 RANDAUGMENT_TRANSLATE = 100
 AUTOAUGMENT_TRANSLATE = 250
 
-# Blending factors are whole multiples of 1 / FACTOR_UNIT: 1.8 M / 10 + 0.1 = (9 M + 5) / 50.
+# Blending factors are multiples of 1 / FACTOR_UNIT: 1.8 M / 10 + 0.1 = (9 M + 5) / 50.
 FACTOR_UNIT = 50
 
 # Values of `Bank.stretch`: the table depends on the image.
@@ -168,7 +172,7 @@ def build_bank(
 
 
 def blend_factor(magnitude: np.ndarray) -> np.ndarray:
-    """Returns 1.8 M / 10 + 0.1 in units of 1 / FACTOR_UNIT: 0 and below 1 fade, above 1 boost."""
+    """Returns 1.8 M / 10 + 0.1 in units of 1 / FACTOR_UNIT; above 1 it strengthens."""
     return 9 * magnitude + 5
 
 
@@ -204,9 +208,11 @@ def _blend(start: int, grey: np.ndarray, factor: int) -> np.ndarray:
 def _affine_terms(
     steps: tuple[Step, ...], height: int, width: int, translate: int
 ) -> AffineTerms:
-    signs = (1, -1)
     matrices = np.array(
-        [[_matrix(step, sign, height, width, translate) for sign in signs] for step in steps]
+        [
+            [_matrix(step, sign, height, width, translate) for sign in (1, -1)]
+            for step in steps
+        ]
     )  # float32 [S, 2 signs, 2 (x, y), 3]
     x = np.arange(width, dtype=np.float32)
     y = np.arange(height, dtype=np.float32)

@@ -70,7 +70,8 @@ def rand_augment(
     steps = tuple(ops.Step(name, magnitude) for name in ops.OPERATIONS)
     bank = ops.build_bank(steps, height, width, ops.RANDAUGMENT_TRANSLATE)
     bits = draws.example_bits(key, example_index, 4 * layers)
-    choice, sign, row, column = jnp.moveaxis(bits.reshape(-1, layers, 4), 0, 2).swapaxes(0, 1)
+    # [N, 4 L] to four arrays [L, N].
+    choice, sign, row, column = bits.reshape(-1, layers, 4).transpose(2, 1, 0)
     return kernels.apply_steps(
         images,
         bank,
@@ -84,7 +85,8 @@ def auto_augment(key: jax.Array, images: jax.Array, example_index: jax.Array) ->
     """AutoAugment: each image takes one sub-policy, drawn uniformly.
 
     Each of its two operations is applied with its own probability; a geometric one is
-    turned around with probability one half. Source: "AutoAugment" (Cubuk et al. 2019).
+    turned around with probability one half. Source: "AutoAugment" (Cubuk et al. 2019). On
+    images under 225 pixels TranslateY leaves nothing but grey, as published.
 
     Args:
       key: a JAX key.
@@ -95,8 +97,8 @@ def auto_augment(key: jax.Array, images: jax.Array, example_index: jax.Array) ->
       uint8 [N, 3, H, W].
     """
     _, _, height, width = images.shape
-    steps = tuple(sorted({ops.Step(n, m) for pair in AUTOAUGMENT_POLICY for n, _, m in pair}))
-    steps = (ops.IDENTITY, *steps)
+    distinct = {ops.Step(n, m) for pair in AUTOAUGMENT_POLICY for n, _, m in pair}
+    steps = (ops.IDENTITY, *sorted(distinct))
     bank = ops.build_bank(steps, height, width, ops.AUTOAUGMENT_TRANSLATE)
     # [P, 2]: position in the bank, and probability in tenths.
     position = np.array(

@@ -9,14 +9,14 @@ project are imported only when it runs.
 Axis letters: N images, H height, W width, K classes.
 """
 
-import pathlib
 from collections.abc import Sequence
+import pathlib
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import flags
 
 from nfnets.augment.pipeline import augment
 from nfnets.errors import UserError

@@ -17,8 +17,8 @@ def open_digits() -> Dataset:
     from sklearn import datasets, model_selection
 
     bunch = datasets.load_digits()
-    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+    pixels = np.repeat(gray[..., None], 3, axis=-1)
     train, test = model_selection.train_test_split(
         np.arange(len(pixels)),
         test_size=_TEST_RECORDS,

@@ -12,7 +12,7 @@ import numpy as np
 
 from nfnets.data.records import Record, UnreadableRecordError
 
-# Both sides grow by this before the centre crop at evaluation (NFNet paper's pipeline).
+# Both sides grow by this before the center crop at evaluation (NFNet paper's pipeline).
 EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
 EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
@@ -57,7 +57,7 @@ class CropOptions:
 def decode(data: bytes) -> np.ndarray:
     """Decodes an image file to RGB.
 
-    Grey images get three equal channels, 16 bits become 8, transparency is dropped, and
+    Gray images get three equal channels, 16 bits become 8, transparency is dropped, and
     the camera's orientation tag is ignored. A file that is cut short is an error; damage in
     the middle of a JPEG is not noticed, as with every JPEG decoder.
 
@@ -100,7 +100,7 @@ def sample_crop(
 ) -> tuple[int, int, int, int]:
     """Draws a crop: uniform in area, log-uniform in aspect ratio, uniform in place.
 
-    When ten draws in a row do not fit into the image, the result is the largest centred
+    When ten draws in a row do not fit into the image, the result is the largest centered
     crop whose aspect ratio is within the limits.
 
     Args:
@@ -165,7 +165,7 @@ def preprocess_eval(
         image: uint8 [H, W, 3].
         size: side of the result, pixels.
         method: `resize_crop_32` resizes both sides to `size + 32`, which does not keep the
-            aspect ratio, and crops the centre (NFNets); `crop_resize` crops the central
+            aspect ratio, and crops the center (NFNets); `crop_resize` crops the central
             square with `size / (size + 32)` of the shorter side and resizes it (ResNets);
             `resize` resizes the whole image (for images that fill their frame).
         out: where to write the result, uint8 [S, S, 3]; None: a new array.
@@ -186,7 +186,7 @@ def preprocess_eval(
         return out
     if method == "crop_resize":
         height, width = image.shape[:2]
-        side = max(1, int(size / (size + EVAL_PADDING) * min(height, width)))
+        side = max(1, size * min(height, width) // (size + EVAL_PADDING))
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         return _resize(image[top : top + side, left : left + side], size, size, out)
     if method == "resize":

@@ -38,16 +38,26 @@ class StreamOrder:
         epoch, place = divmod(position, self.num_records)
         if self.num_records <= _SMALL:
             return int(_permutation(self.seed, epoch, self.num_records)[place])
-        return index_shuffle(
-            index=place,
-            max_index=self.num_records - 1,
-            seed=_epoch_seed(self.seed, epoch),
-            rounds=_SHUFFLE_ROUNDS,
-        )
+        return _shuffle(place, self.num_records, _epoch_seed(self.seed, epoch))
 
     def rng(self, position: int) -> np.random.Generator:
         """Returns the source of randomness for the example at `position` of the stream."""
         return np.random.default_rng((_unsigned(self.seed), _CROP_STREAM, position))
+
+
+def _shuffle(place: int, num_records: int, seed: int) -> int:
+    """Returns where a permutation of [0, num_records), chosen by `seed`, takes `place`."""
+    largest = num_records - 1
+    if largest & (largest - 1) == 0:
+        # Grain's function is no permutation where `largest` is a power of four: it never
+        # returns it, and something else twice. So permute one more and walk past it.
+        largest += 1
+    while True:
+        place = index_shuffle(
+            index=place, max_index=largest, seed=seed, rounds=_SHUFFLE_ROUNDS
+        )
+        if place < num_records:
+            return place
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ from nfnets.errors import UserError
 
 # Images in a chunk, at most: few enough to spread a batch over the threads, many enough
 # that handing work to a thread costs nothing beside the decoding.
-_MAX_CHUNK = 16
+_MAX_CHUNK = 8
 # Chunks made ahead, per thread: the threads go on while a batch is being put together.
 _CHUNKS_AHEAD = 4
 # Finished chunks that each worker process holds ready, and its reader in this process.

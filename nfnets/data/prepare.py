@@ -54,6 +54,8 @@ def _download(dataset: str, data_dir: str | None, manual_dir: str | None) -> str
             "preparing a dataset needs TensorFlow (training does not); install it with: "
             "pip install tensorflow-cpu"
         )
+    import tensorflow
+
     root = tfds_source.default_data_dir(data_dir)
     try:
         builder = tfds.builder(dataset, data_dir=root, file_format="array_record")
@@ -66,8 +68,10 @@ def _download(dataset: str, data_dir: str | None, manual_dir: str | None) -> str
     )
     try:
         builder.download_and_prepare(download_config=config)
-    except AssertionError as error:  # How TFDS says that a file for manual_dir is missing.
-        raise UserError(" ".join(str(error).split())) from error
+    except (AssertionError, OSError, tensorflow.errors.NotFoundError) as error:
+        # The first is how TFDS says that manual_dir is empty; the second, no network.
+        text = " ".join(str(error).split())
+        raise UserError(f"cannot prepare {dataset}: {text}") from error
     return str(builder.data_dir)
 
 

@@ -6,6 +6,7 @@ decide what is read: the code that once made the dataset is not imported.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import re
 import shlex
@@ -164,8 +165,9 @@ def _open_split(
             f"{field}={split!r} is not a split of tfds:{dataset}, or is empty; it has "
             f"{', '.join(builder.info.splits)}"
         ) from error
-    if len(source) and source[0].label < 0:
-        raise UserError(f"{field}={split!r} of tfds:{dataset} has no labels; change it")
+    with contextlib.suppress(UnreadableRecordError):  # which is for the pipeline to count
+        if source[0].label < 0:
+            raise UserError(f"{field}={split!r} of tfds:{dataset} has no labels; change it")
     return source
 
 

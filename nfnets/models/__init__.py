@@ -1,6 +1,11 @@
 """Networks: tables of variants, layers, and one residual network for all of them."""
 
-from nfnets.models.counting import count_multiply_adds, count_parameters, listing_hash
+from nfnets.models.counting import (
+    count_activations,
+    count_multiply_adds,
+    count_parameters,
+    listing_hash,
+)
 from nfnets.models.model import Model, Params, State, create_model
 from nfnets.models.preprocessing import normalize_images
 from nfnets.models.variants import get_spec, list_models
@@ -9,6 +14,7 @@ __all__ = [
     "Model",
     "Params",
     "State",
+    "count_activations",
     "count_multiply_adds",
     "count_parameters",
     "create_model",

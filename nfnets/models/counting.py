@@ -1,22 +1,29 @@
 """Sizes and costs of models, counted without computing anything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+import dataclasses
 import hashlib
 import math
 from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets.models.model import Model, Params
+from nfnets.models import layers
+from nfnets.models.model import Model, Params, State
 
 
 def parameter_shapes(model: Model) -> Params:
     """Returns the parameter tree with `jax.ShapeDtypeStruct` leaves."""
-    # The parameters do not depend on the image size; the smallest one traces fastest.
+    return initial_shapes(model)[0]
+
+
+def initial_shapes(model: Model) -> tuple[Params, State]:
+    """Returns what `model.init` does with `jax.ShapeDtypeStruct` leaves."""
+    # They do not depend on the image size; the smallest one traces fastest.
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
-    return params
+    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def count_parameters(params: Any) -> int:
@@ -47,35 +54,72 @@ def count_multiply_adds(model: Model, image_size: int) -> int:
       model: from `create_model`.
       image_size: side of the image, pixels.
     """
-    shapes = parameter_shapes(model)
+    return sum(call.multiply_adds for call in layer_calls(model, image_size))
+
+
+def count_activations(model: Model, image_size: int) -> int:
+    """Counts the elements of all convolutions' outputs in one image's forward pass.
+
+    "Designing network design spaces" (2020): on accelerators a better predictor of the
+    run time than the multiply-adds.
+
+    Args:
+      model: from `create_model`.
+      image_size: side of the image, pixels.
+    """
+    calls = layer_calls(model, image_size)
+    return sum(call.outputs for call in calls if call.is_conv)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCall:
+    """One layer's work on one image.
+
+    Attributes:
+      name: the layer's Haiku path.
+      is_conv: a convolution, not a linear layer.
+      outputs: elements that come out.
+      multiply_adds: spent on them.
+    """
+
+    name: str
+    is_conv: bool
+    outputs: int
+    multiply_adds: int
+
+
+def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
+    """Returns the convolutions and linear layers of a forward pass, in order.
+
+    Taken down from the layers, not from the operations they compile to, which differ from
+    backend to backend (see `layers.conv2d`).
+
+    Args:
+      model: from `create_model`.
+      image_size: side of the image, pixels.
+    """
+    calls = []
+
+    def record(
+        next_call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: hk.MethodContext,
+    ) -> Any:
+        outputs = next_call(*args, **kwargs)
+        layer = context.module
+        if context.method_name != "__call__":
+            return outputs
+        is_conv = isinstance(layer, layers.Conv2D)
+        if is_conv or isinstance(layer, layers.Linear):
+            per_output = args[0].shape[-1]
+            if is_conv:
+                per_output = math.prod(layer.weight_shape(per_output)[:-1])
+            size = math.prod(outputs.shape)
+            calls.append(LayerCall(layer.module_name, is_conv, size, size * per_output))
+        return outputs
+
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-
-    def forward(params: Params, images: jax.Array) -> jax.Array:
-        return model.apply(params, {}, None, images, is_training=False)[0]["logits"]
-
-    jaxpr = jax.make_jaxpr(forward)(shapes, images)
-    return sum(_multiply_adds(equation) for equation in _equations(jaxpr.jaxpr))
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of inner functions included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
-
-
-def _multiply_adds(equation: Any) -> int:
-    name = equation.primitive.name
-    if name not in ("conv_general_dilated", "dot_general"):
-        return 0
-    output = math.prod(equation.outvars[0].aval.shape)
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        lhs = equation.invars[0].aval.shape
-        return output * math.prod(lhs[axis] for axis in contracted)
-    weight = equation.invars[1].aval.shape
-    channel_axis = equation.params["dimension_numbers"].rhs_spec[0]
-    return output * math.prod(weight) // weight[channel_axis]
+    with hk.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    return calls

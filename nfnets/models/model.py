@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jmp
 
 from nfnets.models import variants
-from nfnets.models.residual import ResidualNet
+from nfnets.models.network import ResidualNet
 from nfnets.models.spec import ModelSpec
 
 # module name -> parameter name -> array.
@@ -99,7 +99,8 @@ class Model:
           state: likewise.
           rng: random key for dropout and stochastic depth; None where neither applies.
           images: float [N, H, W, 3], normalised.
-          is_training: apply dropout and stochastic depth.
+          is_training: apply dropout and stochastic depth; batch normalisation uses and
+            records the batch's statistics.
           example_index: int [N], each example's position in the global batch.
 
         Returns:

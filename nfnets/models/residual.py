@@ -1,17 +1,17 @@
-"""The residual block and the network that all variants are made of.
+"""The residual block that all variants are made of.
 
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
-import math
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jmp
 
 from nfnets.models import activations, initializers, layers
-from nfnets.models.spec import BlockSpec, ModelSpec
+from nfnets.models.batch_norm import BatchNorm
+from nfnets.models.spec import BlockSpec
+
+_CONV_INITS = {"truncated": initializers.LINEAR, "he": initializers.HE}
 
 
 class ResidualBlock(hk.Module):
@@ -19,7 +19,7 @@ class ResidualBlock(hk.Module):
 
     "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
     figure 5. `skip_gain` starts at zero (SkipInit), so that the network starts as its
-    shortcuts.
+    shortcuts. `BlockSpec` says what other families leave out or add.
 
     Attributes:
       expected_std: standard deviation of the block's input at initialisation that the
@@ -35,173 +35,206 @@ class ResidualBlock(hk.Module):
         out_channels: int,
         stride: int,
         expected_std: float,
+        index: int,
+        num_blocks: int,
     ) -> None:
-        """Builds the block's layers; see `BlockSpec` for what blocks have in common."""
+        """Builds the block's layers; see `BlockSpec` for what blocks have in common.
+
+        Args:
+          spec: of all blocks.
+          activation: scaled as the family has it.
+          in_channels: width of the input.
+          out_channels: width of the output.
+          stride: of the first 3x3 convolution and of the shortcut.
+          expected_std: see the class.
+          index: of this block in the network, from 0.
+          num_blocks: of the network.
+        """
         super().__init__(name=spec.module_name)
         self.expected_std = expected_std
         self._activation = activation
         self._stride = stride
         self._spec = spec
 
-        width = int(out_channels * spec.bottleneck_ratio)
-        groups = 1 if spec.group_width is None else max(1, width // spec.group_width)
-        if spec.group_width is not None:
-            width = groups * min(spec.group_width, width)
-        self._branch_convs = [layers.WSConv2D(width, 1, name="conv0")]
-        for index, name in enumerate(spec.spatial_convs):
-            conv = layers.WSConv2D(
-                width, 3, stride=stride if index == 0 else 1, groups=groups, name=name
+        width, groups = _inner_width(spec, in_channels, out_channels, index)
+        branch_scale = num_blocks**-0.25
+        self._convs = [make_conv(spec, width, 1, scale=branch_scale, name="conv0")]
+        for number, name in enumerate(spec.spatial_convs):
+            conv = make_conv(
+                spec,
+                width,
+                3,
+                stride=stride if number == 0 else 1,
+                groups=groups,
+                scale=branch_scale,
+                name=name,
             )
-            self._branch_convs.append(conv)
-        self._branch_convs.append(layers.WSConv2D(out_channels, 1, name="conv2"))
+            self._convs.append(conv)
+        self._convs.append(make_conv(spec, out_channels, 1, scale=0.0, name="conv2"))
 
         self._project = None
         if stride > 1 or in_channels != out_channels:
-            self._project = layers.WSConv2D(out_channels, 1, name="conv_shortcut")
+            self._project = make_conv(
+                spec,
+                out_channels,
+                1,
+                stride=1 if spec.pool_shortcut else stride,
+                name="conv_shortcut",
+            )
+        self._batch_norms = None
+        if spec.normalization == "batch":
+            names = [f"bn{number}" for number in range(len(self._convs))]
+            self._batch_norms = [BatchNorm(spec.sync_batch_norm, name) for name in names]
         self._squeeze_excite = None
+        self._gated_conv = len(self._convs) - (2 if spec.se_before_last else 1)
         if spec.se_ratio is not None:
-            self._squeeze_excite = layers.SqueezeExcite(out_channels, spec.se_ratio)
+            self._squeeze_excite = layers.SqueezeExcite(
+                width if spec.se_before_last else out_channels, spec.se_ratio
+            )
 
-    def __call__(self, inputs: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, keep: jax.Array | None = None, is_training: bool = False
+    ) -> jax.Array:
         """Maps [N, H, W, in] to [N, H / stride, W / stride, out].
 
         Args:
           inputs: feature maps.
           keep: bool [N], False where stochastic depth drops the residual branch (which is
             not rescaled where it stays); None keeps all.
+          is_training: batch normalisation uses and records the batch's statistics.
         """
-        activated = self._activation(inputs) / self.expected_std
-        branch = self.branch(activated)
+        entered = self._enter(0, inputs, is_training)
+        branch = self.branch(entered, is_training)
         if keep is not None:
             branch = jnp.where(keep[:, None, None, None], branch, 0)
-        skip_gain = hk.get_parameter("skip_gain", (), init=jnp.zeros)
-        scale = (skip_gain * self._spec.alpha).astype(branch.dtype)
-        return self.shortcut(inputs, activated) + branch * scale
+        if self._spec.skip_gain:
+            skip_gain = hk.get_parameter("skip_gain", (), init=jnp.zeros)
+            branch = branch * (skip_gain * self._spec.alpha).astype(branch.dtype)
+        elif self._spec.alpha != 1:
+            branch = branch * self._spec.alpha
+        outputs = self.shortcut(inputs, entered, is_training) + branch
+        return outputs if self._spec.preactivation else self._activation(outputs)
 
-    def shortcut(self, inputs: jax.Array, activated: jax.Array) -> jax.Array:
-        """The block's input, or its average-pooled and projected activation."""
-        if self._project is None:
-            return inputs
-        if self._stride > 1:
-            activated = layers.average_pool_2x2(activated)
-        return self._project(activated)
-
-    def branch(self, activated: jax.Array) -> jax.Array:
-        """The residual branch before its gain, of unit variance at initialisation."""
-        hidden = self._branch_convs[0](activated)
-        for conv in self._branch_convs[1:]:
-            hidden = conv(self._activation(hidden))
-        if self._squeeze_excite is not None:
-            gates = self._squeeze_excite(hidden)
-            hidden = hidden * (self._spec.se_scale * gates)
-        return hidden
-
-
-class ResidualNet(hk.Module):
-    """Stem, stages of residual blocks, a 1x1 convolution, pooling, a linear classifier."""
-
-    def __init__(self, spec: ModelSpec, num_classes: int, policy: jmp.Policy) -> None:
-        """Builds the layers; `policy.compute_dtype` is that of all feature maps."""
-        super().__init__(name=spec.module_name)
-        self._spec = spec
-        self._policy = policy
-        self._activation = activations.get(spec.activation)
-        self._stem = [
-            layers.WSConv2D(c.channels, c.kernel_size, stride=c.stride, name=c.name)
-            for c in spec.stem
-        ]
-        self._stages = self._build_stages()
-        self._final_conv = layers.WSConv2D(spec.final_width, 1, name="final_conv")
-        self._classifier = layers.Linear(
-            num_classes, initializers.CLASSIFIER, name="linear"
-        )
-
-    @hk.transparent  # keeps the published names: no scope of its own
-    def _build_stages(self) -> list[list[ResidualBlock]]:
-        spec = self._spec
-        channels = spec.stem[-1].channels
-        expected_std = 1.0
-        stages = []
-        for width, depth, stride in zip(
-            spec.widths, spec.depths, spec.strides, strict=True
-        ):
-            blocks = []
-            for index in range(depth):
-                block = ResidualBlock(
-                    spec.block,
-                    activation=self._activation,
-                    in_channels=channels,
-                    out_channels=width,
-                    stride=stride if index == 0 else 1,
-                    expected_std=expected_std,
-                )
-                blocks.append(block)
-                channels = width
-                # A transition block's shortcut is normalised by its projection, so the
-                # variance starts again from 1; every branch then adds alpha^2.
-                start = 1.0 if index == 0 else expected_std**2
-                expected_std = math.sqrt(start + spec.block.alpha**2)
-            stages.append(blocks)
-        return stages
-
-    def __call__(
-        self, images: jax.Array, is_training: bool, example_index: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
-        """Classifies images.
+    @hk.transparent  # keeps the published name of `shortcut_bn`
+    def shortcut(
+        self, inputs: jax.Array, entered: jax.Array, is_training: bool
+    ) -> jax.Array:
+        """The block's input, or the projection of what enters the branch.
 
         Args:
-          images: float [N, H, W, 3], normalised.
-          is_training: apply dropout and stochastic depth, which need a random key.
-          example_index: int [N], each example's position in the global batch, to which
-            its random numbers belong; None: 0 to N - 1.
-
-        Returns:
-          `logits` [N, classes] and `pool` [N, features], float32; the end points `stem`,
-          `stage_1` ..., `final_conv`, each [N, height, width, channels] in the policy's
-          compute dtype.
+          inputs: of the block.
+          entered: `inputs` as the branch's first convolution gets it.
+          is_training: as in the call.
         """
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"{self._spec.name} takes images [N, H, W, 3], not {list(images.shape)}"
-            )
-        if example_index is None:
-            example_index = jnp.arange(images.shape[0])
-        key = hk.next_rng_key() if is_training and self._needs_key() else None
-        keep = self._draw_kept_blocks(key, example_index)
+        if self._project is None:
+            return inputs if self._spec.preactivation else entered
+        if self._stride > 1 and self._spec.pool_shortcut:
+            entered = layers.average_pool_2x2(entered)
+        projected = self._project(entered)
+        if self._spec.normalization == "batch" and not self._spec.preactivation:
+            batch_norm = BatchNorm(self._spec.sync_batch_norm, "shortcut_bn")
+            projected = batch_norm(projected, is_training)
+        return projected
 
-        outputs: dict[str, jax.Array] = {}
-        hidden = self._stem[0](self._policy.cast_to_compute(images))
-        for conv in self._stem[1:]:
-            hidden = conv(self._activation(hidden))
-        outputs["stem"] = hidden
-        position = 0
-        for number, blocks in enumerate(self._stages, start=1):
-            for block in blocks:
-                hidden = block(hidden, keep[position])
-                position += 1
-            outputs[f"stage_{number}"] = hidden
-        outputs["final_conv"] = self._final_conv(hidden)
-        # The mean and the classifier are cheap and lose digits in half precision.
-        hidden = self._activation(outputs["final_conv"]).astype(jnp.float32)
-        hidden = outputs["pool"] = jnp.mean(hidden, axis=(1, 2))
-        if key is not None and self._spec.drop_rate > 0:
-            keys = layers.example_keys(jax.random.fold_in(key, 1), example_index)
-            hidden = layers.dropout(hidden, self._spec.drop_rate, keys)
-        outputs["logits"] = self._classifier(hidden)
-        return outputs
+    def branch(self, entered: jax.Array, is_training: bool = False) -> jax.Array:
+        """The residual branch before alpha and its gain, by design of unit variance."""
+        hidden = entered
+        for index, conv in enumerate(self._convs):
+            if index > 0:
+                hidden = self._enter(index, hidden, is_training)
+            hidden = self._leave(index, conv(hidden), is_training)
+            if self._squeeze_excite is not None and index == self._gated_conv:
+                gates = self._squeeze_excite(hidden)
+                hidden = hidden * (self._spec.se_scale * gates)
+        return hidden
 
-    def _needs_key(self) -> bool:
-        return self._spec.drop_rate > 0 or self._spec.stochdepth_rate > 0
+    def _enter(self, index: int, hidden: jax.Array, is_training: bool) -> jax.Array:
+        """What stands before the branch's convolution `index`."""
+        spec = self._spec
+        if spec.normalization == "fixup":
+            hidden = add_scalar(hidden, f"bias{index + 1}a")
+        if not spec.preactivation:
+            return hidden
+        if self._batch_norms is not None:
+            hidden = self._batch_norms[index](hidden, is_training)
+        hidden = self._activation(hidden)
+        if index == 0 and spec.scale_inputs:
+            hidden = hidden / self.expected_std
+        return hidden
 
-    def _draw_kept_blocks(
-        self, key: jax.Array | None, example_index: jax.Array
-    ) -> list[jax.Array | None]:
-        """For each block which examples keep its branch, bool [N], or None for all."""
-        count = sum(self._spec.depths)
-        if key is None or self._spec.stochdepth_rate == 0:
-            return [None] * count
-        keys = layers.example_keys(jax.random.fold_in(key, 0), example_index)
-        uniform = jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
-        rates = self._spec.stochdepth_rate * jnp.arange(count) / count
-        keep = uniform >= rates
-        return [None] + [keep[:, index] for index in range(1, count)]
+    def _leave(self, index: int, hidden: jax.Array, is_training: bool) -> jax.Array:
+        """What stands after the branch's convolution `index`."""
+        spec = self._spec
+        is_last = index == len(self._convs) - 1
+        if spec.normalization == "fixup":
+            if is_last:
+                scale = hk.get_parameter("scale", (), init=jnp.ones)
+                hidden = hidden * scale.astype(hidden.dtype)
+            hidden = add_scalar(hidden, f"bias{index + 1}b")
+        if spec.preactivation:
+            return hidden
+        if self._batch_norms is not None:
+            hidden = self._batch_norms[index](hidden, is_training)
+        return hidden if is_last else self._activation(hidden)
+
+
+def _inner_width(
+    spec: BlockSpec, in_channels: int, out_channels: int, index: int
+) -> tuple[int, int]:
+    """Channels and groups of the branch's inner convolutions in block `index`."""
+    width = int(out_channels * spec.bottleneck_ratio)
+    if spec.ratio_of_input:
+        width = int(in_channels * (spec.bottleneck_ratio if index else 1))
+    if spec.group_width is None:
+        return width, 1
+    groups = max(1, width // spec.group_width)
+    return groups * min(spec.group_width, width), groups
+
+
+def make_conv(
+    spec: BlockSpec,
+    channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    scale: float = 1.0,
+    is_stem: bool = False,
+    name: str,
+) -> layers.Conv2D:
+    """Creates a convolution of the family's kind.
+
+    Args:
+      spec: says which.
+      channels: that leave it.
+      kernel_size: see `layers.conv2d`, as for `stride` and `groups`.
+      stride: in both directions.
+      groups: of channels.
+      scale: on FixUp's initial weights.
+      is_stem: neither FixUp's initial weights nor a bias.
+      name: Haiku name.
+    """
+    if spec.weight_standardization:
+        return layers.WSConv2D(
+            channels, kernel_size, stride=stride, groups=groups, name=name
+        )
+    if spec.conv_init != "fixup":
+        w_init = _CONV_INITS[spec.conv_init]
+    elif is_stem:
+        w_init = initializers.LINEAR
+    else:
+        w_init = initializers.he_fan_out(channels, kernel_size, scale)
+    return layers.Conv2D(
+        channels,
+        kernel_size,
+        stride=stride,
+        groups=groups,
+        with_bias=spec.conv_bias and not is_stem,
+        w_init=w_init,
+        name=name,
+    )
+
+
+def add_scalar(hidden: jax.Array, name: str) -> jax.Array:
+    """Adds a scalar parameter of the calling module that starts at zero."""
+    return hidden + hk.get_parameter(name, (), init=jnp.zeros).astype(hidden.dtype)

@@ -1,9 +1,12 @@
 """The tables of variants, the single source of what follows from a model's name.
 
 NFNet: "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
-tables 1 and 6 and section 5.
+tables 1 and 6 and section 5. The other families and their recipes: the published code of
+"Characterizing signal propagation to close the performance gap in unnormalized ResNets"
+(2021). Accuracies stand here only where the project has the paper's table.
 """
 
+import dataclasses
 import difflib
 
 from nfnets.models.spec import BlockSpec, ModelSpec, Recipe, StemConv
@@ -43,12 +46,11 @@ def _nfnet(
         strides=(1, 2, 2, 2),
         block=BlockSpec(
             module_name="nf_block",
+            alpha=0.2,
             bottleneck_ratio=0.5,
             group_width=group_width,
             spatial_convs=("conv1", "conv1b"),
             se_ratio=0.5,
-            se_scale=2.0,
-            alpha=0.2,
         ),
         final_width=2 * widths[-1],
         activation="gelu",
@@ -96,10 +98,163 @@ def _nfnet_tiny() -> ModelSpec:
     return spec.override({"drop_rate": 0.0, "stochdepth_rate": 0.0, "recipe": recipe})
 
 
+# suffix -> (widths before the factor 3/4, depths, train px, test px, dropout).
+_NF_REGNET_VARIANTS: dict[
+    str, tuple[tuple[int, ...], tuple[int, ...], int, int, float]
+] = {
+    "b0": ((48, 104, 208, 440), (1, 3, 6, 6), 192, 224, 0.2),
+    "b1": ((48, 104, 208, 440), (2, 4, 7, 7), 224, 256, 0.2),
+    "b2": ((56, 112, 232, 488), (2, 4, 8, 8), 240, 272, 0.3),
+    "b3": ((56, 128, 248, 528), (2, 5, 9, 9), 288, 320, 0.3),
+    "b4": ((64, 144, 288, 616), (2, 6, 11, 11), 320, 384, 0.4),
+    "b5": ((80, 168, 336, 704), (3, 7, 14, 14), 384, 456, 0.4),
+    "b6": ((88, 184, 376, 792), (3, 8, 16, 16), 448, 528, 0.5),
+    "b7": ((96, 208, 416, 880), (4, 10, 19, 19), 512, 600, 0.5),
+    "b8": ((104, 232, 456, 968), (4, 11, 22, 22), 600, 672, 0.5),
+}
+
+
+def _nf_regnet(suffix: str) -> ModelSpec:
+    base_widths, depths, train_size, test_size, drop_rate = _NF_REGNET_VARIANTS[suffix]
+    widths = tuple(width * 3 // 4 for width in base_widths)
+    return ModelSpec(
+        name=f"nf_regnet_{suffix}",
+        module_name="NF_RegNet",
+        stem=(StemConv(name="initial_conv", channels=widths[0], stride=2),),
+        widths=widths,
+        depths=depths,
+        strides=(2, 2, 2, 2),
+        block=BlockSpec(
+            module_name="nf_block",
+            alpha=0.2,
+            bottleneck_ratio=2.25,
+            ratio_of_input=True,
+            group_width=8,
+            se_ratio=0.5,
+            se_before_last=True,
+        ),
+        final_width=1280 * widths[-1] // 440,
+        activation="silu",
+        classifier_stddev=0.0,
+        drop_rate=drop_rate,
+        stochdepth_rate=0.1,
+        recipe=Recipe(
+            train_size=train_size,
+            test_size=test_size,
+            randaugment_layers=0,
+            randaugment_magnitude=0,
+            # 1e-5 more for each variant; published up to B5.
+            weight_decay=(5 + int(suffix[1:])) * 1e-5,
+        ),
+    )
+
+
+_RESNET_DEPTHS = {
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "152": (3, 8, 36, 3),
+    "200": (3, 24, 36, 3),
+    "288": (24, 24, 24, 24),
+}
+# What the ResNets without standardised weights have in common; their activations are
+# plain and their classifiers start at zero.
+_PLAIN_BLOCK = BlockSpec(
+    module_name="",
+    alpha=1.0,
+    skip_gain=False,
+    scale_inputs=False,
+    weight_standardization=False,
+    bottleneck_ratio=0.25,
+    pool_shortcut=False,
+)
+_NF_RESNET_BLOCK = BlockSpec(
+    module_name="nf_res_block", alpha=0.2, bottleneck_ratio=0.25, pool_shortcut=False
+)
+# Prefix, suffix of the name around the depth -> (Haiku name, stochastic depth, block).
+_RESNET_FAMILIES: dict[tuple[str, str], tuple[str, float, BlockSpec]] = {
+    ("nf_resnet", ""): ("NF_ResNet", 0.1, _NF_RESNET_BLOCK),
+    ("nf_seresnet", ""): (
+        "NF_ResNet",
+        0.1,
+        dataclasses.replace(_NF_RESNET_BLOCK, se_ratio=0.25),
+    ),
+    ("resnet", ""): (
+        "ResNet",
+        0.0,
+        dataclasses.replace(
+            _PLAIN_BLOCK, module_name="res_block_v2", normalization="batch", se_scale=1.0
+        ),
+    ),
+    ("resnet", "_v1"): (
+        "ResNet",
+        0.0,
+        dataclasses.replace(
+            _PLAIN_BLOCK,
+            module_name="res_block_v1",
+            normalization="batch",
+            preactivation=False,
+            se_scale=1.0,
+        ),
+    ),
+    ("fixup_resnet", ""): (
+        "FixUp_ResNet",
+        0.1,
+        dataclasses.replace(
+            _PLAIN_BLOCK,
+            module_name="res_block",
+            normalization="fixup",
+            preactivation=False,
+            conv_init="fixup",
+        ),
+    ),
+    ("skipinit_resnet", ""): (
+        "SkipInit_ResNet",
+        0.1,
+        dataclasses.replace(
+            _PLAIN_BLOCK, module_name="nf_res_block", skip_gain=True, conv_bias=True
+        ),
+    ),
+}
+
+
+def _resnet(prefix: str, depth: str, suffix: str) -> ModelSpec:
+    module_name, stochdepth_rate, block = _RESNET_FAMILIES[prefix, suffix]
+    is_plain = not block.weight_standardization
+    return ModelSpec(
+        name=f"{prefix}{depth}{suffix}",
+        module_name=module_name,
+        stem=(StemConv(name="initial_conv", channels=64, kernel_size=7, stride=2),),
+        stem_pool=True,
+        widths=(256, 512, 1024, 2048),
+        depths=_RESNET_DEPTHS[depth],
+        strides=(1, 2, 2, 2),
+        block=block,
+        final_width=None,
+        activation="relu",
+        scaled_activation=not is_plain,
+        classifier_stddev=0.0 if is_plain else 0.01,
+        drop_rate=0.0,
+        stochdepth_rate=stochdepth_rate,
+        recipe=Recipe(
+            train_size=224,
+            test_size=224,
+            randaugment_layers=0,
+            randaugment_magnitude=0,
+            weight_decay=1e-4,
+        ),
+    )
+
+
 def _all_specs() -> dict[str, ModelSpec]:
     specs = [_nfnet_tiny()]
     specs += [_nfnet_variant(suffix, plus=False) for suffix in _NFNET_VARIANTS]
     specs += [_nfnet_variant(suffix, plus=True) for suffix in _NFNET_VARIANTS]
+    specs += [_nf_regnet(suffix) for suffix in _NF_REGNET_VARIANTS]
+    specs += [
+        _resnet(prefix, depth, suffix)
+        for prefix, suffix in _RESNET_FAMILIES
+        for depth in _RESNET_DEPTHS
+    ]
     return {spec.name: spec for spec in specs}
 
 

@@ -211,7 +211,9 @@ def check_same_run(
 
 def _decides_arrays(name: str, old: Any, new: Any) -> bool:
     """Whether a difference in this field makes another set of arrays."""
-    if name in ("model.name", "model.num_classes", "optimizer.name"):
+    if name in ("model.name", "model.num_classes", "optimizer.name") or name.startswith(
+        "model.overrides."
+    ):
         return True
     if name in ("optimizer.clipping", "optimizer.clip_norm") or name.startswith(
         "train.ema."

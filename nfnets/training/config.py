@@ -258,7 +258,7 @@ def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:
             if section not in place:
                 place[section] = ml_collections.ConfigDict()
             place = place[section]
-        place[field] = value
+        place[field] = ml_collections.ConfigDict(value) if value == {} else value
     return config
 
 
@@ -268,6 +268,8 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
             flat |= {f"{key}.{name}": v for name, v in flatten(value).items()}
+            if not len(value):  # an empty section must not get lost
+                flat[key] = {}
         else:
             flat[key] = value
     return flat

@@ -42,6 +42,7 @@ def build_model(config: ml_collections.ConfigDict) -> Model:
         stochdepth_rate=config.model.stochdepth_rate,
         activation=config.model.activation,
         compute_dtype=config.model.compute_dtype,
+        **config.model.overrides,
     )
 
 

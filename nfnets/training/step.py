@@ -107,7 +107,8 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         grads, net_state, metrics = accumulate(state.params, state.net_state, key, batch)
-        grads, net_state, metrics = jax.lax.pmean((grads, net_state, metrics), AXIS)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        net_state = _average_statistics(net_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
@@ -116,12 +117,20 @@ def make_train_step(
         }
         metrics |= {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             **_clipping_metrics(opt_state),
         }
         return TrainState(state.step + 1, params, net_state, opt_state, ema), metrics
 
     return step
+
+
+def _average_statistics(net_state: State) -> State:
+    """Averages over devices; counters, which agree, stay integers."""
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        net_state,
+    )
 
 
 def _clipping_metrics(opt_state: Any) -> Metrics:

@@ -43,7 +43,7 @@ def _own_share(images):
 
 @pytest.mark.parametrize(
     ("mixup", "cutmix"),
-    [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.3, 0.1), (1 / 3, 2 / 3), (0.29, 0.7)],
+    [(0.5, 0.5), (1, 0), (0, 1), (0, 0), (0.3, 0.1), (1 / 3, 2 / 3), (0.29, 0.7)],
 )
 def test_shares_are_exact(mixup, cutmix):
     count = 2100

@@ -99,10 +99,10 @@ def test_auto_contrast_fills_the_range():
 def test_equalize_by_hand():
     image = np.zeros((32, 32, 3), np.uint8)  # 1,024 pixels
     channel = image[..., 0].reshape(-1)
-    channel[:] = np.repeat([3, 50, 200], [514, 256, 254])
+    channel[:] = np.repeat([3, 50, 200], [510, 255, 259])
     image[..., 0] = channel.reshape(32, 32)
-    # step = (1,024 - 254) // 255 = 3; new level = (darker pixels + 3 // 2) // 3.
-    table = {3: 0, 50: (514 + 1) // 3, 200: min((770 + 1) // 3, 255)}
+    # step = (1,024 - 259) // 255 = 3; new level = (darker pixels + 3 // 2) // 3.
+    table = {3: 0, 50: (510 + 1) // 3, 200: (765 + 1) // 3}
     expected = np.vectorize(table.get)(image[..., 0])
     np.testing.assert_array_equal(_operate("Equalize", image)[..., 0], expected)
 
@@ -114,6 +114,14 @@ def test_contrast_blends_with_grey_of_the_area():
         # Magnitude 2: factor 0.46.
         expected = np.floor(grey + 0.46 * (image.astype(float) - grey) + 1e-9)
         np.testing.assert_array_equal(_operate("Contrast", image, 2), expected)
+
+
+def test_posterize_keeps_one_to_eight_bits():
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=-1)
+    for magnitude, bits in ((0, 1), (2, 1), (3, 1), (5, 2), (20, 8), (30, 8)):
+        unit = 2 ** (8 - bits)
+        expected = image // unit * unit
+        np.testing.assert_array_equal(_operate("Posterize", image, magnitude), expected)
 
 
 def test_color_at_its_ends():
@@ -140,7 +148,8 @@ def test_sharpness_keeps_borders_and_blurs_inside():
 def test_translation_distance_is_the_policy_s():
     image = np.zeros((8, 300, 3), np.uint8)
     image[:, :50] = 255
-    for translate in (ops.RANDAUGMENT_TRANSLATE, ops.AUTOAUGMENT_TRANSLATE):
+    assert (ops.RANDAUGMENT_TRANSLATE, ops.AUTOAUGMENT_TRANSLATE) == (100, 250)
+    for translate in (100, 250):
         moved = _operate("TranslateX", image, 9, sign=-1, translate=translate)
         shift = translate * 9 // 10
         assert np.all(moved[:, :shift] == 128)

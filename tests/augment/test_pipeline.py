@@ -154,6 +154,28 @@ def test_a_stage_draws_the_same_whatever_comes_before():
     np.testing.assert_array_equal(result, expected)
 
 
+def test_stages_draw_independently():
+    count, side = 256, 16
+    images = np.zeros((count, side, side, 3), np.uint8)
+    images[1::2] = 255
+    batch = images, np.eye(count), np.arange(count)
+    options = AugmentOptions(
+        order=("mix", "cutout"), mixup_fraction=0.0, cutmix_fraction=1.0, cutout_size=1
+    )
+    mixed, _ = _augment(jax.random.key(0), *batch, options=options)
+    mixed = np.asarray(mixed)[..., 0]
+    is_other = mixed == np.where(np.arange(count) % 2, 0, 255)[:, None, None]
+    agree, total = 0, 0
+    for pasted, dot in zip(is_other, mixed == 128, strict=True):
+        rows = np.flatnonzero(pasted.any(axis=1))
+        if rows.size and rows[0] > 0 and rows[-1] < side - 1:  # not clipped
+            centre = rows[0] + rows.size // 2
+            agree += centre in np.argwhere(dot)[0]
+            total += 1
+    # One in eight agrees by chance; were the draws the same, all would.
+    assert total > 50 and agree < total / 3
+
+
 def test_cutout_stage_greys_a_square_around_a_uniform_centre():
     count, size = 4000, 6
     images = np.zeros((count, 16, 24, 3), np.uint8)
@@ -167,6 +189,10 @@ def test_cutout_stage_greys_a_square_around_a_uniform_centre():
     boxes = result[..., 0] == 128
     rows, columns = boxes.any(axis=2), boxes.any(axis=1)
     np.testing.assert_array_equal(boxes, rows[:, :, None] & columns[:, None, :])
+    inner = (rows.sum(axis=1) == size) & (columns.sum(axis=1) == size)
+    parity = 2 * (np.argmax(rows, axis=1) % 2) + np.argmax(columns, axis=1) % 2
+    share = np.bincount(parity[inner], minlength=4) / inner.sum()
+    assert np.all(np.abs(share - 0.25) < 0.07)  # rows and columns are independent
     for spans in (rows, columns):
         limit = spans.shape[1]
         # Of the side 6, centres 0, 1, 2 lose 3, 2, 1 pixels, the last two 2 and 1.
@@ -181,7 +207,7 @@ def test_cutout_stage_greys_a_square_around_a_uniform_centre():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((np.zeros((4, 8, 8)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]; got \(4, 8, 8\)"),
+        ((np.zeros((4, 8, 8)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]; got \(4"),
         ((np.zeros((4, 8, 8, 1)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]"),
         ((np.zeros((4, 8, 8, 3)), np.arange(4), np.arange(4)), r"labels must be \[4, K\]"),
         ((np.zeros((4, 8, 8, 3)), np.eye(3), np.arange(4)), r"labels .* got \(3, 3\)"),

@@ -150,6 +150,16 @@ def test_auto_augment_outcomes_have_the_policy_s_probabilities():
     assert _chi_square(cells, ideal) < degrees + 5 * np.sqrt(2 * degrees)
 
 
+def test_auto_augment_translates_by_its_own_distance():
+    """TranslateY at magnitude 9 moves by 225 pixels, not by RandAugment's 90."""
+    images = np.full((96, 3, 300, 300), 255, np.uint8)
+    run = jax.jit(policies.auto_augment)
+    results = np.asarray(run(jax.random.key(0), images, jnp.arange(96)))
+    grey_rows = np.all(results == 128, axis=(1, 3)).sum(axis=1)
+    assert np.sum(grey_rows >= 225) >= 1
+    assert grey_rows.max() < 300
+
+
 def test_images_do_not_leak_into_each_other():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 3, _HEIGHT, _WIDTH), dtype=np.uint8)

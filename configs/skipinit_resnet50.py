@@ -1,0 +1,18 @@
+"""ResNet-50 with SkipInit in place of normalisation, on ImageNet; not run here.
+
+    python train.py --config=configs/skipinit_resnet50.py --workdir=runs/skipinit_resnet50 \
+        --config.data.dir=DIR
+
+The recipe of resnet50.py, with stochastic depth 0.1 as the published model has it.
+"""
+
+import ml_collections
+
+from configs import resnet50
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration."""
+    config = resnet50.get_config()
+    config.model.name = "skipinit_resnet50"
+    return config

@@ -1,0 +1,251 @@
+"""Whole runs: trained, stopped, resumed, evaluated, refused."""
+
+import json
+import pathlib
+import shutil
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from nfnets.errors import UserError
+from nfnets.training import loop, scoring
+from nfnets.training.checkpoints import Checkpoints
+from nfnets.training.metrics import read_metrics
+from nfnets.training.state import build_model, build_optimizer, create_state
+from nfnets.training.config import resolve
+from nfnets.weights import WeightsInfo, load_weights, save_weights
+from tests.training.test_step import MICRO
+
+STEPS = 6
+
+
+def make_config(**changes):
+    config = digits.get_config()
+    config.model.overrides.update(MICRO)
+    config.data.image_size = 16
+    config.eval.image_size = 16
+    config.data.batch_size = 64
+    config.eval.batch_size = 100
+    config.train.steps = STEPS
+    config.train.warmup_steps = 1
+    config.train.log_every = 2
+    config.eval.every = 4
+    config.checkpoint.every = 3
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return config
+
+
+def read_state(workdir, config, step=None):
+    resolved = resolve(config, num_train=1437, num_classes=10)
+    template = jax.eval_shape(
+        lambda: create_state(resolved, build_model(resolved), build_optimizer(resolved))
+    )
+    checkpoints = Checkpoints(workdir)
+    return checkpoints.restore(step or checkpoints.latest_step(), template)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, to be copied, not changed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    loop.train(make_config(), str(workdir))
+    return workdir
+
+
+def test_a_run_leaves_what_it_should(finished):
+    entries = read_metrics(finished / "metrics.jsonl")
+    assert [e["step"] for e in entries if "train/loss" in e] == [2, 4, 6]
+    assert [e["step"] for e in entries if "eval/top1" in e] == [4, 6]
+    first = entries[0]
+    for key in ("top1", "learning_rate", "images_per_sec", "agc_clipped_fraction"):
+        assert f"train/{key}" in first
+    assert first["train/images_per_sec"] > 0
+    assert first["train/bad_records"] == 0
+    last = entries[-1]
+    assert last["eval/examples"] == 360
+    assert 0 <= last["eval/top1"] <= last["eval/top5"] <= 1
+    assert {"eval/ema_top1", "eval/ema_loss"} <= last.keys()
+    config = json.loads((finished / "config.json").read_text())
+    assert config["model"]["num_classes"] == 10
+    assert config["train"]["steps"] == STEPS
+    assert cv2.imread(str(finished / "curves.png")).std() > 1
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert Checkpoints(finished).all_steps() == [3, 6]
+
+
+def test_evaluation_repeats_the_runs_own_figures_to_the_last_digit(finished, capsys):
+    scoring.evaluate_workdir(make_config(), str(finished))
+    table = capsys.readouterr().out
+    reported = read_metrics(finished / "metrics.jsonl")[-1]
+    result = json.loads((finished / "eval.json").read_text())
+    for key in ("examples", "top1", "top5", "loss"):
+        assert result[key] == reported[f"eval/{key}"]
+    for key in ("top1", "top5", "loss"):
+        assert result["ema"][key] == reported[f"eval/ema_{key}"]
+    assert f"{result['top1']:.2%}" in table
+    # Another split of the same examples counts the same ones.
+    again = scoring.evaluate_workdir(make_config(eval__batch_size=7), str(finished))
+    assert again["raw"]["examples"] == 360
+    assert again["raw"]["top1"] == result["top1"]
+
+
+def test_resuming_is_exact(finished, tmp_path):
+    """Stopped after 3 of 6 steps, mid-epoch: the same bits as the run that was not."""
+    shutil.copytree(finished / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    shutil.copy(finished / "metrics.jsonl", tmp_path)
+    loop.train(make_config(), str(tmp_path))
+    for got, want in zip(
+        jax.tree.leaves(read_state(tmp_path, make_config())),
+        jax.tree.leaves(read_state(finished, make_config())),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+    assert int(read_state(tmp_path, make_config()).step) == STEPS
+    losses = {
+        folder: {
+            e["step"]: e["train/loss"]
+            for e in read_metrics(folder / "metrics.jsonl")
+            if "train/loss" in e
+        }
+        for folder in (finished, tmp_path)
+    }
+    assert losses[tmp_path].keys() == losses[finished].keys()
+    assert losses[tmp_path][6] == losses[finished][6]
+
+
+def test_a_finished_run_stays_as_it_is(finished, capsys):
+    before = (finished / "metrics.jsonl").read_text()
+    loop.train(make_config(), str(finished))
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert f"has its {STEPS} steps already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__name": "nfnet_f0"}, "model.name is 'nfnet_tiny' there and 'nfnet_f0' here"),
+        ({"model__num_classes": 12}, "model.num_classes is 10 there and 12 here"),
+        ({"optimizer__clipping": None}, "optimizer.clipping is 0.08 there and None here"),
+        ({"data__source": "synthetic:64"}, "classes"),
+    ],
+)
+def test_another_runs_workdir_is_refused(finished, changes, message):
+    with pytest.raises(UserError, match="holds a checkpoint of another run: .*" + message):
+        loop.train(make_config(**changes), str(finished))
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    loop.train(make_config(), str(workdir), dry_run=True)
+    assert not workdir.exists()
+    text = capsys.readouterr().out
+    assert "parameters" in text
+    assert "multiply-adds at 16 px" in text
+    assert "one step on fake data: loss 2.3" in text
+
+
+def test_weights_start_a_run_and_a_new_head_is_said(finished, tmp_path, capsys):
+    state = read_state(finished, make_config())
+    path = tmp_path / "w.safetensors"
+    info = WeightsInfo(model="nfnet_tiny", num_classes=10, class_names=("a", "b"))
+    save_weights(path, state.params, state.net_state, info)
+    params, net_state = load_weights(path)
+    assert net_state == {}
+    jax.tree.map(np.testing.assert_array_equal, params, dict(state.params))
+
+    results = scoring.evaluate_weights(make_config(), str(path))
+    reported = read_metrics(finished / "metrics.jsonl")[-1]
+    assert results["raw"]["top1"] == reported["eval/top1"]
+
+    config = make_config(model__num_classes=12, train__steps=1, train__warmup_steps=0)
+    config.init_from = str(path)
+    loop.train(config, str(tmp_path / "run"))
+    assert "for 10 classes, this run has 12" in capsys.readouterr().out
+
+
+def test_weights_of_another_model_are_refused(finished, tmp_path):
+    state = read_state(finished, make_config())
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {m: a for m, a in state.params.items() if "final" not in m})
+    with pytest.raises(UserError, match="3 missing .*final_conv"):
+        scoring.evaluate_weights(make_config(), str(path))
+    with pytest.raises(UserError, match="no weights file"):
+        scoring.evaluate_weights(make_config(), "nowhere.safetensors")
+    path.write_bytes(b"not a tensor")
+    with pytest.raises(UserError, match="no safetensors file"):
+        scoring.evaluate_weights(make_config(), str(path))
+
+
+def test_no_run_to_evaluate(tmp_path, finished):
+    with pytest.raises(UserError, match="holds no run"):
+        scoring.evaluate_workdir(make_config(), str(tmp_path))
+    with pytest.raises(UserError, match="no checkpoint of step 5; it has 3, 6"):
+        scoring.evaluate_workdir(make_config(), str(finished), step=5)
+    with pytest.raises(UserError, match="was trained on 10"):
+        scoring.evaluate_workdir(make_config(data__source="synthetic:64"), str(finished))
+
+
+def write_images(folder, count, size=(40, 30)):
+    rng = np.random.default_rng(len(str(folder)))
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{number}.jpg"), pixels)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    root = tmp_path / "images"
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            write_images(root / split / name, count)
+    return root
+
+
+def folder_config(root, **changes):
+    return make_config(
+        data__source=f"folder:{root}",
+        data__eval_split="val",
+        data__batch_size=8,
+        eval__batch_size=4,
+        train__steps=2,
+        eval__every=None,
+        eval__every_epochs=None,
+        **changes,
+    )
+
+
+def test_a_folder_of_images_trains_and_bad_ones_are_counted(image_folder, tmp_path):
+    bad = image_folder / "train" / "cat" / "0.jpg"
+    bad.write_bytes(bad.read_bytes()[:100])
+    workdir = tmp_path / "run"
+    loop.train(folder_config(image_folder), str(workdir))
+    assert read_metrics(workdir / "metrics.jsonl")[0]["train/bad_records"] == 1
+    checkpoints = Checkpoints(workdir)
+    provenance = checkpoints.read_provenance(2)
+    assert provenance.class_names == ("cat", "dog")
+    assert provenance.bad_records == 1
+    with pytest.raises(UserError, match=r"max_bad_records=0.*cat/0.jpg"):
+        config = folder_config(image_folder, data__max_bad_records=0)
+        loop.train(config, str(tmp_path / "other"))
+
+
+def test_an_unreadable_evaluation_image_is_named(image_folder, tmp_path):
+    bad = image_folder / "val" / "dog" / "1.jpg"
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"val/dog/1.jpg"):
+        loop.train(folder_config(image_folder), str(tmp_path / "run"))
+
+
+def test_metrics_cut_off_by_a_crash_are_mended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x"')
+    assert [e["step"] for e in read_metrics(path)] == [1, 2]
+    path.write_text('{"step": 1, "x"\n{"step": 2, "x": 2}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_metrics(pathlib.Path(path))
