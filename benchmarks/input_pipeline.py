@@ -40,7 +40,9 @@ class JpegSource:
         return self.length
 
     def __getitem__(self, index: int) -> data.Record:
-        return data.Record(self.jpegs[index % len(self.jpegs)], index % 1000, f"jpeg {index}")
+        return data.Record(
+            self.jpegs[index % len(self.jpegs)], index % 1000, f"jpeg {index}"
+        )
 
 
 def make_jpegs(count: int, seed: int = 0) -> tuple[bytes, ...]:
@@ -52,9 +54,13 @@ def make_jpegs(count: int, seed: int = 0) -> tuple[bytes, ...]:
         image = np.full((height, width, 3), 128.0, np.float32)
         for cells, strength in ((4, 60), (16, 35), (64, 18), (200, 14)):
             noise = rng.normal(0, strength, (cells * 3 // 4, cells, 3)).astype(np.float32)
-            image += cv2.resize(noise, (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
+            image += cv2.resize(
+                noise, (int(width), int(height)), interpolation=cv2.INTER_CUBIC
+            )
         pixels = np.clip(image, 0, 255).astype(np.uint8)
-        jpegs.append(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+        jpegs.append(
+            cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        )
     return tuple(jpegs)
 
 
@@ -189,11 +195,10 @@ def main() -> None:
                 results[name].append(measure(work, options.images))
         for name, rounds in results.items():
             speeds, cpu = zip(*rounds, strict=True)
-            print(
-                f"| {task} | {name} | {statistics.median(speeds):,.0f} | "
-                f"{min(speeds):,.0f} to {max(speeds):,.0f} | {statistics.median(cpu):.2f} |",
-                flush=True,
-            )
+            median, spread = statistics.median(speeds), (min(speeds), max(speeds))
+            cells = [task, name, f"{median:,.0f}", "{:,.0f} to {:,.0f}".format(*spread)]
+            cells.append(f"{statistics.median(cpu):.2f}")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

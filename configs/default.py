@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Any field of `ModelSpec` or `BlockSpec`, for variants that no table has: alpha,
     # widths, depths, group_width, ...
     model.overrides = ml_collections.ConfigDict()
+    # Batch normalisation (ResNets only) over the batch of all devices, not of each.
+    model.sync_batch_norm = False
     model.compute_dtype = "bfloat16"  # of activations; parameters are always float32
 
     data = config.data = ml_collections.ConfigDict()

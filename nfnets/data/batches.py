@@ -13,7 +13,7 @@ import numpy as np
 
 from nfnets.data import images
 from nfnets.data.order import StreamOrder
-from nfnets.data.pipeline import BatchIterator, Chunk, HostShard, Layout, ReadOptions
+from nfnets.data.pipeline import BatchIterator, Chunk, HostShard, Layout, Parallelism
 from nfnets.data.records import RecordSource, UnreadableRecordError
 from nfnets.errors import UserError
 
@@ -81,7 +81,7 @@ def train_batches(
         crop: size and limits of the crops.
         start_step: number of the first batch, >= 0.
         shard: which part of each batch to make; None: all of it, for one device.
-        threads: see `pipeline.ReadOptions`.
+        threads: see `pipeline.Parallelism`.
         workers: likewise.
         prefetch: likewise.
         max_bad_records: more distinct unreadable records than this are an error.
@@ -99,7 +99,7 @@ def train_batches(
             f"data.batch_size={batch_size} is not a multiple of the {shard.num_devices} "
             "devices; change it"
         )
-    read = ReadOptions(threads=threads, workers=workers, prefetch=prefetch)
+    read = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
     layout = Layout.choose(batch_size, shard, read)
     load = _LoadTrainChunk(
         source=source,
@@ -140,25 +140,27 @@ def eval_batches(
         image_size: side of the images, pixels.
         preprocessing: see `images.preprocess_eval`.
         shard: as in `train_batches`.
-        threads: see `pipeline.ReadOptions`.
+        threads: see `pipeline.Parallelism`.
         workers: likewise.
         prefetch: likewise.
 
     Raises:
-        UserError: no records, a batch size below one, or an unknown preprocessing. While
+        UserError: no records, a size below one, or an unknown preprocessing. While
             iterating: an unreadable record, or a worker process that died.
     """
     shard = shard or HostShard()
     if not len(source):
         raise UserError("the evaluation split has no records; change data.eval_split")
     if batch_size < 1:
-        raise UserError(f"eval.batch_size must be at least 1, got {batch_size}")
+        raise UserError(f"eval.batch_size={batch_size} must be at least 1")
+    if image_size < 1:
+        raise UserError(f"eval.image_size={image_size} must be at least 1")
     if preprocessing not in images.EVAL_METHODS:
         raise UserError(
             f"unknown eval.preprocessing={preprocessing!r}; "
             f"choose one of {', '.join(images.EVAL_METHODS)}"
         )
-    read = ReadOptions(threads=threads, workers=workers, prefetch=prefetch)
+    read = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
     rounded = math.ceil(batch_size / shard.num_devices) * shard.num_devices
     layout = Layout.choose(rounded, shard, read)
     load = _LoadEvalChunk(

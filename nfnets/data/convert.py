@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 
 from nfnets.errors import UserError
 
-_LENGTH = struct.Struct("<Q")
-_CHECKSUM_BYTES = 4
+_HEADER = struct.Struct("<Q4x")  # a record's length and its checksum
+_CHECKSUM_BYTES = 4  # of the record, after it
 
 
 def convert_tfrecords(builder: tfds.core.DatasetBuilder) -> None:
@@ -47,12 +47,12 @@ def read_tfrecords(path: epath.Path) -> Iterator[bytes]:
     if not path.exists():
         raise UserError(f"{path} does not exist; restore it or prepare the dataset anew")
     with path.open("rb") as file:
-        while head := file.read(_LENGTH.size + _CHECKSUM_BYTES):
-            length = _LENGTH.unpack(head[: _LENGTH.size])[0] if len(head) == 12 else -1
-            data = file.read(length) if length >= 0 else b""
-            if length < 0 or len(data) + len(file.read(_CHECKSUM_BYTES)) != length + 4:
+        while header := file.read(_HEADER.size):
+            length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+            record = file.read(length + _CHECKSUM_BYTES)
+            if len(record) != length + _CHECKSUM_BYTES:
                 raise UserError(f"{path} is cut short; prepare the dataset anew")
-            yield data
+            yield record[:length]
 
 
 def _convert_file(path: epath.Path, target: epath.Path, length: int) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import secrets
 import time
 import zipfile
 
@@ -25,6 +26,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _INDEX_VERSION = 1
 # File systems round times: what changed just before the scan may look unchanged after it.
 _SETTLE_NS = 2 * 10**9
+# Fields of an index that its file holds as they are.
+_PLAIN_ARRAYS = ("file_names", "offsets", "file_directory", "labels")
 # People and tools disagree on this name; whichever of them is there is meant.
 _EVAL_NAMES = ("val", "validation")
 
@@ -153,7 +156,10 @@ def load_index(root: pathlib.Path, index_dir: str | None, field: str) -> FolderI
         if index is not None:
             return index
     started = time.time_ns()
-    index = scan(root)
+    try:
+        index = scan(root)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     if not index.class_names:
         raise UserError(f"{root} has no class folders; expected images in {root}/CLASS/")
     if not len(index.labels):
@@ -164,7 +170,11 @@ def load_index(root: pathlib.Path, index_dir: str | None, field: str) -> FolderI
 
 
 def scan(root: pathlib.Path) -> FolderIndex:
-    """Lists the images in `root`/CLASS/**. Skips hidden files and folders."""
+    """Lists the images in `root`/CLASS/**.
+
+    Skips hidden files and folders. Links to files and to class folders are followed, links
+    to folders within them are not: they may lead round in circles.
+    """
     directories, changed, names, file_directory, labels = [b""], [], [], [], []
     changed.append(os.stat(root).st_mtime_ns)
     class_names = _class_folders(root)
@@ -211,7 +221,7 @@ def _list_directory(path: bytes) -> tuple[list[bytes], list[bytes]]:
             name = entry.name
             if name.startswith(b"."):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
             elif name.lower().endswith(extensions):
                 images.append(name)
@@ -287,9 +297,6 @@ def _read_index(file: pathlib.Path, root: pathlib.Path) -> FolderIndex | None:
         return None
 
 
-_PLAIN_ARRAYS = ("file_names", "offsets", "file_directory", "labels")
-
-
 def _write_index(files: list[pathlib.Path], index: FolderIndex) -> None:
     """Writes the index to the first place that allows it."""
     arrays = {key: getattr(index, key) for key in _PLAIN_ARRAYS}
@@ -297,7 +304,7 @@ def _write_index(files: list[pathlib.Path], index: FolderIndex) -> None:
     directories = np.frombuffer(b"\0".join(index.directories), np.uint8)
     classes = b"\0".join(os.fsencode(name) for name in index.class_names)
     for file in files:
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as stream:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from nfnets.data.records import Record, UnreadableRecordError
+from nfnets.errors import UserError
 
 # Both sides grow by this before the center crop at evaluation (NFNet paper's pipeline).
 EVAL_PADDING = 32
@@ -31,6 +32,9 @@ class CropOptions:
         min_aspect: width / height of the crop, at least; > 0.
         max_aspect: and at most this, >= min_aspect.
         flip: mirror half of the images.
+
+    Raises:
+        UserError: values out of their ranges.
     """
 
     image_size: int
@@ -42,15 +46,16 @@ class CropOptions:
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+            raise UserError(f"data.image_size={self.image_size} must be at least 1")
         if not 0 < self.min_area <= self.max_area <= 1:
-            raise ValueError(
-                f"need 0 < min_area <= max_area <= 1, got {self.min_area}, {self.max_area}"
+            raise UserError(
+                f"data.min_area={self.min_area} and data.max_area={self.max_area}: must be "
+                "0 < min_area <= max_area <= 1"
             )
         if not 0 < self.min_aspect <= self.max_aspect:
-            raise ValueError(
-                f"need 0 < min_aspect <= max_aspect, got {self.min_aspect}, "
-                f"{self.max_aspect}"
+            raise UserError(
+                f"data.min_aspect={self.min_aspect} and data.max_aspect={self.max_aspect}: "
+                "must be 0 < min_aspect <= max_aspect"
             )
 
 

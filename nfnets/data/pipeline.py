@@ -65,7 +65,7 @@ class HostShard:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadOptions:
+class Parallelism:
     """How many hands make the batches; changes speed and memory, never a batch.
 
     Attributes:
@@ -120,7 +120,7 @@ class Layout:
     shard: HostShard
 
     @classmethod
-    def choose(cls, batch_size: int, shard: HostShard, read: ReadOptions) -> "Layout":
+    def choose(cls, batch_size: int, shard: HostShard, read: Parallelism) -> Self:
         """Chooses equal chunks, one at least for every thread if the batch allows."""
         host_batch = batch_size // shard.process_count
         hands = max(1, read.threads) * max(1, read.workers)
@@ -161,7 +161,7 @@ class BatchIterator(Generic[T], Iterator[T]):
         numbers: range,
         load: Callable[[int], Chunk],
         layout: Layout,
-        read: ReadOptions,
+        read: Parallelism,
         finish: Callable[[Chunk], T],
     ) -> None:
         """Builds the pipeline and starts to read.
@@ -221,7 +221,7 @@ def _pipeline(
     numbers: range,
     load: Callable[[int], Chunk],
     layout: Layout,
-    read: ReadOptions,
+    read: Parallelism,
     stop: threading.Event,
 ) -> grain.IterDataset:
     """Chunk numbers -> chunks, by threads or processes -> batches."""

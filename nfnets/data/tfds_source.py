@@ -95,7 +95,7 @@ def open_tfds(
             f"tfds:{dataset} has no feature `{missing[0]}`, only "
             f"{', '.join(builder.info.features)}; choose a classification dataset"
         )
-    train = EmptySource()
+    train: TfdsSource | EmptySource = EmptySource()
     if with_train:
         train = _open_split(builder, dataset, train_split, "data.train_split")
     return Dataset(

@@ -11,6 +11,9 @@ import optax
 from nfnets.models import Model, Params, State, create_model
 from nfnets.optim import create_optimizer, warmup_cosine
 
+# Name of the mapped axis of devices.
+AXIS = "devices"
+
 # Learning rates are given per this many images.
 REFERENCE_BATCH = 256
 
@@ -41,6 +44,7 @@ def build_model(config: ml_collections.ConfigDict) -> Model:
         drop_rate=config.model.drop_rate,
         stochdepth_rate=config.model.stochdepth_rate,
         activation=config.model.activation,
+        sync_batch_norm=AXIS if config.model.sync_batch_norm else None,
         compute_dtype=config.model.compute_dtype,
         **config.model.overrides,
     )

@@ -17,9 +17,7 @@ from nfnets.augment import augment
 from nfnets.models import Model, Params, State, normalize_images
 from nfnets.optim import clipping_state, rules, update_ema
 from nfnets.training.config import augment_options
-from nfnets.training.state import TrainState, build_schedule, ema_decays
-
-AXIS = "devices"
+from nfnets.training.state import AXIS, TrainState, build_schedule, ema_decays
 
 # images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N].
 Batch = Mapping[str, jax.Array]

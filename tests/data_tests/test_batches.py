@@ -48,7 +48,9 @@ def test_shapes_and_types():
     assert batch.bad_records == ()
 
 
-@pytest.mark.parametrize(("length", "batch_size"), [(20, 8), (7, 8), (3, 8), (1, 4), (16, 8)])
+@pytest.mark.parametrize(
+    ("length", "batch_size"), [(20, 8), (7, 8), (3, 8), (1, 4), (16, 8)]
+)
 def test_every_record_comes_once_per_epoch(length, batch_size):
     epochs = 4
     steps = math.ceil(epochs * length / batch_size)
@@ -122,7 +124,9 @@ def test_the_same_record_is_cropped_anew_in_every_epoch():
 
 @pytest.mark.parametrize("batch_size", [0, 7, -8])
 def test_batch_size_must_fit_the_devices(batch_size):
-    with pytest.raises(UserError, match=f"batch_size={batch_size} is not a multiple of the 2"):
+    with pytest.raises(
+        UserError, match=f"batch_size={batch_size} is not a multiple of the 2"
+    ):
         train(NumberedSource(9), 1, batch_size=batch_size, shard=shard_of(0, 2, 1))
 
 
@@ -181,7 +185,8 @@ def test_evaluation_preprocesses(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "eval.batch_size must be at least 1"),
+        ({"batch_size": 0}, "eval.batch_size=0 must be at least 1"),
+        ({"image_size": 0}, "eval.image_size=0 must be at least 1"),
         ({"preprocessing": "center"}, "unknown eval.preprocessing='center'.*crop_resize"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from nfnets import data
-from tests.data_tests.helpers import ROOT, encoded, picture, run_python
+from tests.data_tests.helpers import ROOT, encoded, run_python
 
 CLASSES, IMAGES_PER_CLASS, VALIDATION_IMAGES = 1000, 2, 500
 # Preparing needs TensorFlow, which may be in another environment than everything else.
@@ -95,12 +95,14 @@ def test_imagenet_from_its_archives_to_batches(tmp_path):
         "import sys\n"
         "from nfnets import data\n"
         f"dataset = data.open_dataset('tfds:imagenet2012', data_dir={str(prepared)!r})\n"
-        "with data.eval_batches(dataset.evaluation, batch_size=64, image_size=32) as batches:\n"
-        "    print(int(sum(batch.mask.sum() for batch in batches)))\n"
+        "batches = data.eval_batches(dataset.evaluation, batch_size=64, image_size=32)\n"
+        "print(int(sum(batch.mask.sum() for batch in batches)))\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     result = run_python("-c", code)
-    assert (result.returncode, result.stdout) == (0, f"{VALIDATION_IMAGES}\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, f"{VALIDATION_IMAGES}\n"), (
+        result.stderr
+    )
 
 
 @pytest.mark.long
@@ -109,13 +111,13 @@ def test_missing_archives_are_named(tmp_path):
         pytest.skip("needs TensorFlow: set TENSORFLOW_PYTHON to a Python that has it")
     (tmp_path / "archives").mkdir()
     (tmp_path / "archives/other.txt").write_text("")
+    folders = [f"--data_dir={tmp_path}", f"--manual_dir={tmp_path}/archives"]
     for dataset, message in (
-        ("imagenet2012", "ILSVRC2012_img_train.tar"),
+        ("imagenet2012", "ILSVRC2012_img_val.tar; No such file"),
         ("no_such_dataset", "TFDS has no dataset 'no_such_dataset'"),
     ):
         result = subprocess.run(
-            [PYTHON, "-m", "nfnets.data.prepare", dataset, f"--data_dir={tmp_path}"]
-            + [f"--manual_dir={tmp_path}/archives"],
+            [PYTHON, "-m", "nfnets.data.prepare", dataset, *folders],
             cwd=ROOT,
             capture_output=True,
             text=True,

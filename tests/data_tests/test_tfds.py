@@ -40,7 +40,9 @@ def write_tfrecords(path, records):
             file.write(struct.pack("<Q4x", len(record)) + record + bytes(4))
 
 
-def write_dataset(root, name="tiny", version="1.0.0", file_format="array_record", **features):
+def write_dataset(
+    root, name="tiny", version="1.0.0", file_format="array_record", **features
+):
     """Writes root/name/version with the splits of LENGTHS; `test` has no labels."""
     folder = root / name / version
     folder.mkdir(parents=True)
@@ -145,10 +147,22 @@ def test_class_names_file_beside_the_data(tmp_path):
             r"not prepared in .*: python -m nfnets.data.prepare tiny:2.0.0 --data_dir=/",
         ),
         ("tfds:mnist", {}, r"prepare it with: python -m nfnets.data.prepare mnist --data_"),
-        ("tfds:tiny", {"train_split": "dev"}, r"data.train_split='dev'.*it has train, vali"),
-        ("tfds:tiny", {"eval_split": "train[:"}, r"data.eval_split='train\[:' is not a spl"),
+        (
+            "tfds:tiny",
+            {"train_split": "dev"},
+            r"data.train_split='dev'.*it has train, vali",
+        ),
+        (
+            "tfds:tiny",
+            {"eval_split": "train[:"},
+            r"data.eval_split='train\[:' is not a spl",
+        ),
         ("tfds:tiny", {"eval_split": "train[:0]"}, r"is not a split of .* or is empty"),
-        ("tfds:tiny", {"eval_split": "test"}, r"data.eval_split='test' of .* has no labels"),
+        (
+            "tfds:tiny",
+            {"eval_split": "test"},
+            r"data.eval_split='test' of .* has no labels",
+        ),
         ("tfds:configs", {}, r"write one of tfds:configs/big, tfds:configs/small"),
         ("tfds:boxes", {}, r"tfds:boxes has no feature `image`, only label"),
     ],
@@ -177,7 +191,7 @@ def test_damaged_file_is_a_bad_record(tmp_path):
 
 def test_tfrecord_files_are_converted_without_tensorflow(tmp_path):
     folder = write_dataset(tmp_path, file_format="tfrecord")
-    with pytest.raises(UserError, match="has tfrecord files, which .* random") as caught:
+    with pytest.raises(UserError, match=r"has tfrecord files, which .* random") as caught:
         data.open_dataset("tfds:tiny", data_dir=str(tmp_path))
     command = str(caught.value).rsplit(": ", 1)[1]
     assert command.startswith("python -m nfnets.data.prepare tiny --data_dir=")
@@ -229,7 +243,8 @@ def test_reading_does_without_tensorflow(tmp_path):
         "from nfnets import data\n"
         f"dataset = data.open_dataset('tfds:tiny', data_dir={str(tmp_path)!r})\n"
         "crop = data.CropOptions(image_size=16)\n"
-        "with data.train_batches(dataset.train, seed=0, batch_size=4, crop=crop) as batches:\n"
+        "options = {'seed': 0, 'batch_size': 4, 'crop': crop}\n"
+        "with data.train_batches(dataset.train, **options) as batches:\n"
         "    next(batches)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

@@ -26,9 +26,8 @@ if __name__ == "__main__":
     crop = data.CropOptions(image_size=8)
     source = SlowSource(10, marks=sys.argv[1])
     workers = int(sys.argv[2])
-    with data.train_batches(
-        source, seed=0, batch_size=400 * max(1, workers), crop=crop, threads=2, workers=workers
-    ) as batches:
+    options = {"batch_size": 400 * max(1, workers), "threads": 2, "workers": workers}
+    with data.train_batches(source, seed=0, crop=crop, **options) as batches:
         while len(os.listdir(sys.argv[1])) < max(1, workers):
             time.sleep(0.1)
         print(*os.listdir(sys.argv[1]), flush=True)
@@ -57,9 +56,12 @@ def test_workers_change_nothing_and_leave_nothing():
     assert not multiprocessing.active_children()
     assert shared_memory() <= before
 
-    with data.eval_batches(
-        source, batch_size=4, image_size=8, workers=1, threads=0
-    ) as batches, pytest.raises(UserError, match="cannot read record 4: not an image"):
+    with (
+        data.eval_batches(
+            source, batch_size=4, image_size=8, workers=1, threads=0
+        ) as batches,
+        pytest.raises(UserError, match="cannot read record 4: not an image"),
+    ):
         list(batches)
 
 
@@ -74,9 +76,12 @@ def test_workers_change_nothing_and_leave_nothing():
 def test_death_of_a_worker_is_an_error(number, message):
     source = DeadlySource(20, deadly=13, signal=number)
     started = time.monotonic()
-    with data.eval_batches(
-        source, batch_size=4, image_size=8, workers=1, threads=1
-    ) as batches, pytest.raises(UserError, match=message):
+    with (
+        data.eval_batches(
+            source, batch_size=4, image_size=8, workers=1, threads=1
+        ) as batches,
+        pytest.raises(UserError, match=message),
+    ):
         list(batches)
     assert time.monotonic() - started < 20
     assert not multiprocessing.active_children()

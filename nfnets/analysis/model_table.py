@@ -1,0 +1,102 @@
+"""The table of models: sizes and costs."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+
+from nfnets.analysis.memory import training_step_bytes
+from nfnets.models import Model, count_activations, count_multiply_adds, count_parameters
+from nfnets.models.counting import parameter_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRow:
+    """One model of the table.
+
+    Attributes:
+      name: as `create_model` takes it.
+      parameters: number of scalars.
+      train_size: side of the training crops, pixels.
+      train_multiply_adds: of one image of that size, forward.
+      test_size: side of the evaluation images, pixels.
+      test_multiply_adds: likewise.
+      activations: elements of all convolutions' outputs, one image of the test size.
+      step_bytes: memory of a training step; None where it was not asked for.
+      top1: ImageNet accuracy that the paper reports, percent; None where it gives none.
+    """
+
+    name: str
+    parameters: int
+    train_size: int
+    train_multiply_adds: int
+    test_size: int
+    test_multiply_adds: int
+    activations: int
+    step_bytes: int | None
+    top1: float | None
+
+
+def describe(model: Model, batch_size: int | None = None) -> ModelRow:
+    """Counts one model's sizes and costs.
+
+    Args:
+      model: from `create_model`.
+      batch_size: of the training step whose memory is wanted, which takes compiling it;
+        None: leave it out.
+    """
+    recipe = model.spec.recipe
+    memory = None
+    if batch_size is not None:
+        memory = training_step_bytes(
+            model, image_size=recipe.train_size, batch_size=batch_size
+        )
+    return ModelRow(
+        name=model.name,
+        parameters=count_parameters(parameter_shapes(model)),
+        train_size=recipe.train_size,
+        train_multiply_adds=count_multiply_adds(model, recipe.train_size),
+        test_size=recipe.test_size,
+        test_multiply_adds=count_multiply_adds(model, recipe.test_size),
+        activations=count_activations(model, recipe.test_size),
+        step_bytes=memory,
+        top1=recipe.top1,
+    )
+
+
+_COLUMNS = (
+    ("model", 18),
+    ("params M", 9),
+    ("train px", 9),
+    ("madds B", 9),
+    ("test px", 8),
+    ("madds B", 9),
+    ("activ. M", 9),
+    ("step GiB", 9),
+    ("top-1 %", 8),
+)
+
+
+def format_table(rows: Iterable[ModelRow]) -> Iterable[str]:
+    """Yields the lines of the table, each as soon as its row is there."""
+    yield _line([title for title, _ in _COLUMNS])
+    for row in rows:
+        memory = "-" if row.step_bytes is None else f"{row.step_bytes / 2**30:.2f}"
+        yield _line([
+            row.name,
+            f"{row.parameters / 1e6:.1f}",
+            str(row.train_size),
+            f"{row.train_multiply_adds / 1e9:.2f}",
+            str(row.test_size),
+            f"{row.test_multiply_adds / 1e9:.2f}",
+            f"{row.activations / 1e6:.1f}",
+            memory,
+            "-" if row.top1 is None else f"{row.top1:.1f}",
+        ])
+
+
+def _line(cells: Sequence[str]) -> str:
+    widths = [width for _, width in _COLUMNS]
+    first, *others = [
+        cell.rjust(width) if position else cell.ljust(width)
+        for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return first + "".join(others)
