@@ -12,9 +12,7 @@ _WORKDIR = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer(
     "step", None, "Checkpoint of the run to evaluate; the newest by default."
 )
-_WEIGHTS = flags.DEFINE_string(
-    "weights", None, "A .safetensors file, in place of a run."
-)
+_WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, in place of a run.")
 
 
 def main() -> None:

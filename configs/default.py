@@ -77,6 +77,10 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.clipping = _optional(float, 0.01)  # AGC's lambda; None: no AGC
     optimizer.clip_eps = 1e-3  # AGC's floor of the weight norm
     optimizer.clip_classifier = False  # AGC on the classifier's weight too
+    optimizer.head_multiplier = 1.0  # of the classifier's learning rate
+    optimizer.layer_decay = 1.0  # factor on the rate per block below the classifier
+    # Regular expressions; parameters whose path (`module:name`) one of them finds stay.
+    optimizer.frozen = ()
     optimizer.clip_norm = _optional(float)  # clip by global norm, before AGC; None: no
 
     train = config.train = ml_collections.ConfigDict()

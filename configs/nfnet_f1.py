@@ -1,6 +1,6 @@
 """NFNet-F1 on ImageNet, the paper's recipe: 84.7% top-1 expected, not run here.
 
-    python train.py --config=configs/nfnet_f1.py --workdir=runs/f1 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f1.py --workdir=runs/f1 --config.data.dir=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """NFNet-F2 on ImageNet, the paper's recipe: 85.1% top-1 expected, not run here.
 
-    python train.py --config=configs/nfnet_f2.py --workdir=runs/f2 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f2.py --workdir=runs/f2 --config.data.dir=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """NFNet-F3 on ImageNet, the paper's recipe: 85.7% top-1 expected, not run here.
 
-    python train.py --config=configs/nfnet_f3.py --workdir=runs/f3 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f3.py --workdir=runs/f3 --config.data.dir=DIR
 """
 
 import ml_collections

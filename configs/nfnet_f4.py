@@ -1,6 +1,6 @@
 """NFNet-F4 on ImageNet, the paper's recipe: 85.9% top-1 expected, not run here.
 
-    python train.py --config=configs/nfnet_f4.py --workdir=runs/f4 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f4.py --workdir=runs/f4 --config.data.dir=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """NFNet-F5 on ImageNet, the paper's recipe: 86.0% top-1 expected, not run here.
 
-    python train.py --config=configs/nfnet_f5.py --workdir=runs/f5 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f5.py --workdir=runs/f5 --config.data.dir=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """NFNet-F7 on ImageNet, the paper's recipe: no figure in the paper, not run here.
 
-    python train.py --config=configs/nfnet_f7.py --workdir=runs/f7 --config.data.dir=DIR
+python train.py --config=configs/nfnet_f7.py --workdir=runs/f7 --config.data.dir=DIR
 """
 
 import ml_collections

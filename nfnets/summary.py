@@ -5,7 +5,7 @@
 Parameters, multiply-adds of one image at training and at test size, elements of all
 convolutions' outputs at test size, memory of a training step (XLA's plan for this
 machine's kind of device, only with --batch: compiling takes up to minutes a model), and
-the paper's ImageNet accuracy. Without names: all models.
+the paper's ImageNet accuracy. Without names: all models, which takes minutes.
 """
 
 import argparse

@@ -40,7 +40,5 @@ def formula_params(shapes):
 
 def formula_images(batch, size):
     """sin(0.1 h + 0.2 w + c + b), float32 [batch, size, size, 3]."""
-    b, h, w, c = np.meshgrid(
-        *[np.arange(n) for n in (batch, size, size, 3)], indexing="ij"
-    )
+    b, h, w, c = np.meshgrid(*[np.arange(n) for n in (batch, size, size, 3)], indexing="ij")
     return np.sin(0.1 * h + 0.2 * w + c + b).astype(np.float32)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 
 from nfnets.analysis.memory import training_step_bytes
-from nfnets.models import Model, count_activations, count_multiply_adds, count_parameters
-from nfnets.models.counting import parameter_shapes
+from nfnets.models import Model, count_parameters
+from nfnets.models.counting import layer_calls, parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +49,18 @@ def describe(model: Model, batch_size: int | None = None) -> ModelRow:
         memory = training_step_bytes(
             model, image_size=recipe.train_size, batch_size=batch_size
         )
+    calls = {
+        size: layer_calls(model, size) for size in {recipe.train_size, recipe.test_size}
+    }
+    multiply_adds = {size: sum(call.multiply_adds for call in calls[size]) for size in calls}
     return ModelRow(
         name=model.name,
         parameters=count_parameters(parameter_shapes(model)),
         train_size=recipe.train_size,
-        train_multiply_adds=count_multiply_adds(model, recipe.train_size),
+        train_multiply_adds=multiply_adds[recipe.train_size],
         test_size=recipe.test_size,
-        test_multiply_adds=count_multiply_adds(model, recipe.test_size),
-        activations=count_activations(model, recipe.test_size),
+        test_multiply_adds=multiply_adds[recipe.test_size],
+        activations=sum(c.outputs for c in calls[recipe.test_size] if c.is_conv),
         step_bytes=memory,
         top1=recipe.top1,
     )
@@ -87,7 +91,7 @@ def format_table(rows: Iterable[ModelRow]) -> Iterable[str]:
             f"{row.train_multiply_adds / 1e9:.2f}",
             str(row.test_size),
             f"{row.test_multiply_adds / 1e9:.2f}",
-            f"{row.activations / 1e6:.1f}",
+            f"{row.activations / 1e6:.2f}",
             memory,
             "-" if row.top1 is None else f"{row.top1:.1f}",
         ])

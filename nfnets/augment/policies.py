@@ -13,7 +13,7 @@ from nfnets.augment import operations as ops
 # AutoAugment's ImageNet policy "v0": sub-policies of two (operation, probability,
 # magnitude). This is the policy of the published code, found with the operations above;
 # table 9 of the paper lists a different one. Checked against the implementations in
-# deepmind-research/nfnets, tensorflow/tpu and pytorch-image-models.
+# deepmind-research/nfnets and pytorch-image-models.
 AUTOAUGMENT_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),

@@ -116,6 +116,7 @@ def draw_step(config: ml_collections.ConfigDict, step: int) -> np.ndarray:
     from nfnets.data import train_batches
     from nfnets.training import setup
     from nfnets.training.config import augment_options, resolve
+    from nfnets.training.step import step_keys
 
     dataset = setup.open_config_dataset(config, None)
     config = resolve(
@@ -137,9 +138,7 @@ def draw_step(config: ml_collections.ConfigDict, step: int) -> np.ndarray:
     # One device here; a part of the batch is augmented as it is within the whole.
     count = min(_EXAMPLES, config.data.batch_size)
     originals, classes, index = (part[0, :count] for part in batch[:3])
-    # As `nfnets.training.step` derives it.
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    augment_key, _ = jax.random.split(key)
+    augment_key, _ = step_keys(config.seed, step)
     labels = jax.nn.one_hot(classes, config.model.num_classes)
     images, labels = jax.jit(augment, static_argnames="options")(
         augment_key, jnp.asarray(originals), labels, jnp.asarray(index), options=options

@@ -155,9 +155,7 @@ def _open_split(
     """Opens one split, `field` being the config field that names it."""
     try:
         examples = builder.as_data_source(
-            split,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            file_format=_READABLE_FORMAT,
+            split, decoders={"image": tfds.decode.SkipDecoding()}
         )
         source = TfdsSource(examples, f"tfds:{dataset}:{split}")
     except (ValueError, KeyError, AssertionError) as error:

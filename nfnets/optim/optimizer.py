@@ -1,5 +1,7 @@
 """The optimizer of normalizer-free networks: clipping, weight decay, momentum, rate."""
 
+from collections.abc import Sequence
+
 import jax
 import optax
 
@@ -23,6 +25,9 @@ def create_optimizer(
     clip_classifier: bool = False,
     clip_norm: float | None = None,
     per_layer: bool = False,
+    head_multiplier: float = 1.0,
+    layer_decay: float = 1.0,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Creates the paper's optimizer, or another one of optax, with or without AGC.
 
@@ -46,6 +51,9 @@ def create_optimizer(
       clip_classifier: apply AGC to the classifier's weight too (the paper advises not to).
       clip_norm: largest global norm of the gradient; None: no such clipping.
       per_layer: keep AGC's figures for each array (see `AdaptiveGradClipState`).
+      head_multiplier: of the classifier's learning rate, >= 0.
+      layer_decay: factor on the learning rate per block below the classifier, in (0, 1].
+      frozen: regular expressions; parameters whose path one of them finds stay as they are.
 
     Returns:
       An `optax.GradientTransformation` for the parameter trees of `Model.init`.
@@ -95,6 +103,14 @@ def create_optimizer(
         "lamb": [adam, decay, optax.scale_by_trust_ratio()],
     }[name]
     steps.append(optax.scale_by_learning_rate(learning_rate))
+    if head_multiplier != 1 or layer_decay != 1 or frozen:
+        steps.append(
+            rules.scale_by_path(
+                head_multiplier=head_multiplier,
+                layer_decay=layer_decay,
+                frozen=tuple(frozen),
+            )
+        )
     return optax.chain(*steps)
 
 

@@ -1,0 +1,1 @@
+"""Training and evaluation: configuration, state, step, loop, checkpoints, metrics."""

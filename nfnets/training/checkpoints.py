@@ -41,9 +41,7 @@ class Checkpoints:
     describes itself and two can be compared name by name.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, *, keep: int = 1, keep_best: int = 0
-    ) -> None:
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, keep_best: int = 0) -> None:
         """Opens or creates `workdir/checkpoints`.
 
         Args:
@@ -146,7 +144,8 @@ class Checkpoints:
         if stored == wanted:
             return
         differences = [
-            f"{path} is {_shown(stored.get(path))} there and {_shown(wanted.get(path))} here"
+            f"{path} is {_shown(stored.get(path))} there and "
+            f"{_shown(wanted.get(path))} here"
             for path in sorted(stored.keys() | wanted.keys())
             if stored.get(path) != wanted.get(path)
         ]

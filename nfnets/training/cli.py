@@ -78,7 +78,9 @@ def _parse_arguments(argv: list[str]) -> list[str]:
     emptied = [a for a in overrides if a.partition("=")[2] == "None"]
     path = _config_path(arguments)
     if path is None and "config" in flags.FLAGS and not _asks_for_help(arguments):
-        raise UserError("--config=FILE.py is missing, for instance --config=configs/digits.py")
+        raise UserError(
+            "--config=FILE.py is missing, for instance --config=configs/digits.py"
+        )
     if path is not None:
         config = load_config(path)
         for override in overrides:

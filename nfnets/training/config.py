@@ -11,19 +11,21 @@ from nfnets.models import get_spec
 from nfnets.models.spec import ModelSpec
 
 # Fields for which None says something, after everything that it can stand for is resolved.
-_MAY_BE_NONE = frozenset({
-    "init_from",
-    "data.dir",
-    "optimizer.clipping",
-    "optimizer.clip_norm",
-    "train.epochs",
-    "train.warmup_epochs",
-    "train.microbatch",
-    "eval.every",
-    "eval.every_epochs",
-    "checkpoint.every",
-    "checkpoint.every_epochs",
-})
+_MAY_BE_NONE = frozenset(
+    {
+        "init_from",
+        "data.dir",
+        "optimizer.clipping",
+        "optimizer.clip_norm",
+        "train.epochs",
+        "train.warmup_epochs",
+        "train.microbatch",
+        "eval.every",
+        "eval.every_epochs",
+        "checkpoint.every",
+        "checkpoint.every_epochs",
+    }
+)
 
 # Fields by the range they must lie in, checked once nothing is open any more.
 _POSITIVE = (
@@ -139,9 +141,7 @@ def _resolve_model(config: ml_collections.ConfigDict, num_classes: int) -> None:
     default(config.optimizer, "weight_decay", spec.recipe.weight_decay)
     layers = 0 if config.augment.autoaugment else spec.recipe.randaugment_layers
     default(config.augment, "randaugment_layers", layers)
-    default(
-        config.augment, "randaugment_magnitude", spec.recipe.randaugment_magnitude
-    )
+    default(config.augment, "randaugment_magnitude", spec.recipe.randaugment_magnitude)
     if config.model.num_classes < num_classes:
         raise UserError(
             f"config.model.num_classes is {config.model.num_classes}, but "
@@ -214,9 +214,7 @@ def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
         raise UserError(f"config.{error}") from None
 
 
-def check_split(
-    config: ml_collections.FrozenConfigDict, *, num_devices: int
-) -> None:
+def check_split(config: ml_collections.FrozenConfigDict, *, num_devices: int) -> None:
     """Checks that batches divide over the devices.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nfnets.analysis.curves import plot_curves
 from nfnets.data import Dataset, TrainBatch, train_batches
-from nfnets.models import Model
+from nfnets.models import Model, Params, State
 from nfnets.training import setup
 from nfnets.training.checkpoints import Checkpoints, Provenance, check_same_run
 from nfnets.training.config import check_split, flatten, model_spec, resolve
@@ -138,15 +138,17 @@ class _Run:
         step = checkpoints.latest_step()
         if step is None:
             initial = initial_weights(config.init_from, self.model, config.seed)
-            return replicate(create_state(config, self.model, self.optimizer, initial))
+            return replicate(self._create_state(initial))
         stored = checkpoints.read_provenance(step)
         for change in check_same_run(stored, self._provenance(), self.workdir):
             print(f"changed   {change} since the checkpoint", flush=True)
         self.bad_records = stored.bad_records
-        template = jax.eval_shape(
-            lambda: create_state(config, self.model, self.optimizer)
+        return checkpoints.restore(step, jax.eval_shape(self._create_state))
+
+    def _create_state(self, initial: tuple[Params, State] | None = None) -> TrainState:
+        return setup.as_user_error(
+            lambda: create_state(self.config, self.model, self.optimizer, initial)
         )
-        return checkpoints.restore(step, template)
 
     def _provenance(self) -> Provenance:
         return Provenance(

@@ -1,6 +1,7 @@
 """Evaluation of a run or of a weights file: what `eval.py` does."""
 
 from collections.abc import Mapping
+import dataclasses
 import json
 import pathlib
 
@@ -23,6 +24,53 @@ RESULT_FILE = "eval.json"
 Weights = Mapping[str, tuple[Params, State]]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """A checkpoint read back.
+
+    Attributes:
+      step: of the checkpoint.
+      weights: "raw" or an average's name -> (params, net_state), on every device.
+      provenance: what the checkpoint belongs to.
+    """
+
+    step: int
+    weights: Weights
+    provenance: Provenance
+
+
+def read_run(workdir: str | pathlib.Path, *, step: int | None = None) -> StoredRun:
+    """Reads the weights and averages of a run's checkpoint.
+
+    Args:
+      workdir: of a run of train.py.
+      step: of the checkpoint; None: the newest.
+
+    Raises:
+      UserError: no run there, or no checkpoint of that step.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{workdir} holds no run: there is no folder {folder}/checkpoints")
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.all_steps()
+    step = checkpoints.latest_step() if step is None else step
+    if step not in found:
+        raise UserError(
+            f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}; it "
+            f"has {', '.join(map(str, found)) or 'none'}"
+        )
+    provenance = checkpoints.read_provenance(step)
+    config = unflatten(provenance.config)
+    template = jax.eval_shape(
+        lambda: create_state(config, build_model(config), build_optimizer(config))
+    )
+    state = checkpoints.restore(step, template)
+    checkpoints.close()
+    weights = {RAW: (state.params, state.net_state), **state.ema}
+    return StoredRun(step=step, weights=weights, provenance=provenance)
+
+
 def evaluate_workdir(
     config: ml_collections.ConfigDict, workdir: str, *, step: int | None = None
 ) -> dict[str, Result]:
@@ -42,38 +90,23 @@ def evaluate_workdir(
       UserError: no such checkpoint, or the data does not fit it.
     """
     setup.enable_compilation_cache()
-    folder = pathlib.Path(workdir)
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{workdir} holds no run: there is no folder {folder}/checkpoints")
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.latest_step() if step is None else step
-    if step is None or step not in checkpoints.all_steps():
-        found = ", ".join(map(str, checkpoints.all_steps())) or "none"
-        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {found}")
-    stored = checkpoints.read_provenance(step)
-    trained = unflatten(stored.config)
+    run = read_run(workdir, step=step)
+    trained = unflatten(run.provenance.config)
     config = config.copy_and_resolve_references()
     if config.model.name != trained.model.name:
         print(f"model     {trained.model.name}, as the checkpoint was trained")
     with config.unlocked():
         config.model = trained.model
+    folder = pathlib.Path(workdir)
     dataset = setup.open_config_dataset(config, folder, splits="eval")
-    _check_classes(stored, dataset, workdir)
-    template = jax.eval_shape(
-        lambda: create_state(trained, build_model(trained), build_optimizer(trained))
-    )
-    state = checkpoints.restore(step, template)
-    checkpoints.close()
-    weights = {RAW: (state.params, state.net_state), **state.ema}
-    results = _evaluate(config, dataset, weights)
-    _print_table(f"{workdir} at step {step}", dataset, results)
+    _check_classes(run.provenance, dataset, workdir)
+    results = _evaluate(config, dataset, run.weights)
+    _print_table(f"{workdir} at step {run.step}", dataset, results)
     (folder / RESULT_FILE).write_text(json.dumps(as_json(results), indent=2) + "\n")
     return results
 
 
-def evaluate_weights(
-    config: ml_collections.ConfigDict, path: str
-) -> dict[str, Result]:
+def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, Result]:
     """Evaluates a weights file; prints a table.
 
     Args:
@@ -126,9 +159,7 @@ def as_json(results: Mapping[str, Result]) -> dict[str, object]:
     return {**results[RAW], **averages}
 
 
-def _print_table(
-    title: str, dataset: Dataset, results: Mapping[str, Result]
-) -> None:
+def _print_table(title: str, dataset: Dataset, results: Mapping[str, Result]) -> None:
     examples = results[RAW]["examples"]
     print(f"{title}, {examples} images of {dataset.name}")
     if dataset.is_fake:

@@ -75,6 +75,9 @@ def build_optimizer(
         clip_classifier=options.clip_classifier,
         clip_norm=options.clip_norm,
         per_layer=config.train.log_layers,
+        head_multiplier=options.head_multiplier,
+        layer_decay=options.layer_decay,
+        frozen=options.frozen,
     )
 
 

@@ -22,7 +22,21 @@ from nfnets.training.state import AXIS, TrainState, build_schedule, ema_decays
 # images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N].
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Keys = tuple[jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def step_keys(seed: int, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Returns the random keys of a step: of the augmentation, and of the model.
+
+    Args:
+      seed: `config.seed`.
+      step: updates made before this one.
+    """
+    augment_key, model_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), step)
+    )
+    return augment_key, model_key
 
 
 def make_train_step(
@@ -56,9 +70,9 @@ def make_train_step(
         return augment(key, batch["images"], targets, batch["example_index"], options)
 
     def loss_and_metrics(
-        params: Params, net_state: State, key: jax.Array, batch: Batch
+        params: Params, net_state: State, keys: Keys, batch: Batch
     ) -> tuple[jax.Array, tuple[State, Metrics]]:
-        augment_key, model_key = jax.random.split(key)
+        augment_key, model_key = keys
         images, targets = prepare(augment_key, batch)
         outputs, net_state = model.apply(
             params,
@@ -77,18 +91,18 @@ def make_train_step(
     gradient_of = jax.value_and_grad(loss_and_metrics, has_aux=True)
 
     def accumulate(
-        params: Params, net_state: State, key: jax.Array, batch: Batch
+        params: Params, net_state: State, keys: Keys, batch: Batch
     ) -> tuple[Params, State, Metrics]:
         """Gradients and metrics of this device's examples, `microbatch` at a time."""
         size = batch["labels"].shape[0]
         passes = 1 if microbatch is None else size // microbatch
         if passes == 1:
-            (_, (net_state, metrics)), grads = gradient_of(params, net_state, key, batch)
+            (_, (net_state, metrics)), grads = gradient_of(params, net_state, keys, batch)
             return grads, net_state, metrics
 
         def one_pass(carry: Any, part: Batch) -> tuple[Any, None]:
             sums, net_state = carry
-            (_, (net_state, metrics)), grads = gradient_of(params, net_state, key, part)
+            (_, (net_state, metrics)), grads = gradient_of(params, net_state, keys, part)
             return (jax.tree.map(jnp.add, sums, (grads, metrics)), net_state), None
 
         parts = jax.tree.map(
@@ -103,8 +117,8 @@ def make_train_step(
         return grads, net_state, metrics
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        grads, net_state, metrics = accumulate(state.params, state.net_state, key, batch)
+        keys = step_keys(config.seed, state.step)
+        grads, net_state, metrics = accumulate(state.params, state.net_state, keys, batch)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         net_state = _average_statistics(net_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

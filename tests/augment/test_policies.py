@@ -101,7 +101,7 @@ def test_layers_follow_one_another():
 
 
 def test_auto_augment_policy_is_the_published_one():
-    # Of the policy in deepmind-research/nfnets, pytorch-image-models and tensorflow/tpu.
+    # Of the policy in deepmind-research/nfnets and pytorch-image-models.
     digest = hashlib.sha256(repr(policies.AUTOAUGMENT_POLICY).encode()).hexdigest()
     assert digest == "1224f5b1d3b93d6b08760e40be72143be8b204af0905867b23facfea5c303ddb"
 

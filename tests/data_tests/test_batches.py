@@ -238,7 +238,10 @@ def test_too_many_bad_records_end_the_run():
     with pytest.raises(UserError, match=f"10 {message}"):
         train(source, 20, max_bad_records=9)
     with pytest.raises(UserError, match=f"10 {message}"):
+        # The fifth of ten: those met before count.
         train(source, 20, max_bad_records=9, bad_records_so_far=5)
+    with pytest.raises(UserError, match=r"^13 unreadable training records"):
+        train(source, 20, max_bad_records=12, bad_records_so_far=3)
 
 
 def test_nothing_but_bad_records_is_an_error():

@@ -201,6 +201,9 @@ def test_tfrecord_files_are_converted_without_tensorflow(tmp_path):
     dataset = data.open_dataset("tfds:tiny", data_dir=str(tmp_path))
     assert labels(dataset.train) == [i % 3 for i in range(10)]
     assert dataset.train[9].image == encoded(picture(seed=9), ".jpg")
+    for file in folder.glob("*array_record*"):
+        reader = array_record_module.ArrayRecordReader(str(file))
+        assert "group_size:1," in reader.writer_options_string()  # fast at random places
     # TFDS still finds the old files, too.
     formats = tfds.builder_from_directory(folder).info.available_file_formats()
     assert {file_format.value for file_format in formats} == {"tfrecord", "array_record"}

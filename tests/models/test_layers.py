@@ -48,12 +48,9 @@ def test_grouped_convolution_equals_the_sum_over_its_window(stride, groups):
     height, width = -(-5 // stride), -(-6 // stride)
     # SAME: the padding's smaller half comes first.
     pads = [
-        max(0, (out - 1) * stride + 3 - size)
-        for out, size in ((height, 5), (width, 6))
+        max(0, (out - 1) * stride + 3 - size) for out, size in ((height, 5), (width, 6))
     ]
-    padded = np.pad(
-        inputs, [(0, 0), *[(pad // 2, pad - pad // 2) for pad in pads], (0, 0)]
-    )
+    padded = np.pad(inputs, [(0, 0), *[(pad // 2, pad - pad // 2) for pad in pads], (0, 0)])
     expected = np.zeros((2, height, width, 4), np.float32)
     for y, x, unit in np.ndindex(height, width, 4):
         group = unit * groups // 4

@@ -33,13 +33,9 @@ def test_trajectory_is_the_published_one():
     data = np.load(reference.DATA / "trajectory-NFNet-F0.npz")
     steps, peak = int(data["steps"]), float(data["lr"])
     model = nfnets.create_model("nfnet_f0", drop_rate=0.0, stochdepth_rate=0.0)
-    start = jax.tree.map(
-        jnp.asarray, reference.formula_params(parameter_shapes(model))
-    )
+    start = jax.tree.map(jnp.asarray, reference.formula_params(parameter_shapes(model)))
     images = reference.formula_images(4, 32)
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(jnp.array([1, 7, 500, 999]), 1000), 0.1
-    )
+    targets = optax.smooth_labels(jax.nn.one_hot(jnp.array([1, 7, 500, 999]), 1000), 0.1)
     optimizer = nfnets.create_optimizer(
         lambda step: peak * (step + 1) / steps,
         clipping=float(data["clipping"]),
@@ -209,3 +205,56 @@ def test_average_warms_up_and_takes_over_counters():
         average = update_ema(old, new, 0.99, step)
         np.testing.assert_allclose(average["w"], 1 - decay, rtol=1e-5)
         assert average["count"] == 1
+
+
+FINE_TUNED = {
+    "NFNet/~/stem_conv0": {"w": 1.0},
+    "NFNet/~/nf_block": {"skip_gain": 1.0},
+    "NFNet/~/nf_block/~/conv0": {"w": 1.0},
+    "NFNet/~/nf_block_1/~/conv0": {"w": 1.0},
+    "NFNet/~/nf_block_1/~/squeeze_excite/~/linear": {"w": 1.0},
+    "NFNet/~/final_conv": {"w": 1.0},
+    "NFNet/~/linear": {"w": 1.0, "b": 1.0},
+}
+
+
+def test_learning_rates_fall_from_the_classifier_down():
+    rates = rules.learning_rate_multipliers(
+        FINE_TUNED, head_multiplier=10.0, layer_decay=0.5, frozen=("squeeze",)
+    )
+    assert rates == {
+        "NFNet/~/stem_conv0": {"w": 0.5**4},
+        "NFNet/~/nf_block": {"skip_gain": 0.5**3},
+        "NFNet/~/nf_block/~/conv0": {"w": 0.5**3},
+        "NFNet/~/nf_block_1/~/conv0": {"w": 0.5**2},
+        "NFNet/~/nf_block_1/~/squeeze_excite/~/linear": {"w": 0.0},
+        "NFNet/~/final_conv": {"w": 0.5},
+        "NFNet/~/linear": {"w": 10.0, "b": 10.0},
+    }
+
+
+def test_multipliers_reach_the_updates():
+    params = small_params()
+    gradients = jax.tree.map(jnp.ones_like, params)
+    options = {"clipping": None, "momentum": 0.0, "weight_decay": 0.0}
+    optimizer = nfnets.create_optimizer(
+        1.0, head_multiplier=3.0, layer_decay=0.5, frozen=("gain",), **options
+    )
+    updates, _ = one_update(optimizer, params, gradients)
+    np.testing.assert_allclose(updates[HEAD]["w"], -3.0)
+    np.testing.assert_allclose(updates[BODY]["w"], -0.5)
+    np.testing.assert_array_equal(updates[BODY]["gain"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], not 0.0"),
+        ({"head_multiplier": -1.0}, "head_multiplier must be at least 0"),
+        ({"frozen": ("stem",)}, "'stem' matches no parameter, such as Net"),
+    ],
+)
+def test_wrong_multipliers_are_named(options, message):
+    optimizer = nfnets.create_optimizer(0.1, **options)
+    with pytest.raises(ValueError, match=message):
+        optimizer.init(small_params())

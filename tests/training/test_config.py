@@ -94,7 +94,10 @@ def test_durations_in_steps_or_epochs():
         ({"optimizer__momentum": None}, "config.optimizer.momentum cannot be None"),
         ({"model__num_classes": 9}, "num_classes is 9, but digits has 10 classes"),
         ({"model__compute_dtype": "int8"}, "compute_dtype must be float32, bfloat16"),
-        ({"augment__mixup_fraction": 0.9, "augment__cutmix_fraction": 0.2}, "config.augment"),
+        (
+            {"augment__mixup_fraction": 0.9, "augment__cutmix_fraction": 0.2},
+            "config.augment",
+        ),
         ({"train__label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
     ],
 )
@@ -112,9 +115,7 @@ def test_mistakes_are_named(changes, message):
     ],
 )
 def test_batches_that_do_not_divide(batch, micro, devices, message):
-    config = resolved(
-        digits.get_config(), data__batch_size=batch, train__microbatch=micro
-    )
+    config = resolved(digits.get_config(), data__batch_size=batch, train__microbatch=micro)
     with pytest.raises(UserError, match=message):
         check_split(config, num_devices=devices)
 

@@ -13,9 +13,9 @@ from configs import digits
 from nfnets.errors import UserError
 from nfnets.training import loop, scoring
 from nfnets.training.checkpoints import Checkpoints
+from nfnets.training.config import resolve
 from nfnets.training.metrics import read_metrics
 from nfnets.training.state import build_model, build_optimizer, create_state
-from nfnets.training.config import resolve
 from nfnets.weights import WeightsInfo, load_weights, save_weights
 from tests.training.test_step import MICRO
 
@@ -128,7 +128,10 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__name": "nfnet_f0"}, "model.name is 'nfnet_tiny' there and 'nfnet_f0' here"),
+        (
+            {"model__name": "nfnet_f0"},
+            "model.name is 'nfnet_tiny' there and 'nfnet_f0'",
+        ),
         ({"model__num_classes": 12}, "model.num_classes is 10 there and 12 here"),
         ({"optimizer__clipping": None}, "optimizer.clipping is 0.08 there and None here"),
         ({"data__source": "synthetic:64"}, "classes"),
