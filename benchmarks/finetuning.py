@@ -38,7 +38,8 @@ def write_folders(root: pathlib.Path) -> None:
         for index in range(len(records)):
             record = records[index]
             part = "known" if record.label < 5 else "new"
-            if part == "new" and split == "train" and counts[record.label] >= IMAGES_PER_CLASS:
+            is_enough = counts[record.label] >= IMAGES_PER_CLASS
+            if part == "new" and split == "train" and is_enough:
                 continue
             counts[record.label] += 1
             folder = root / part / split / str(record.label)

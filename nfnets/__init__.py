@@ -4,9 +4,32 @@ Importing this package needs jax, haiku, optax, chex, jmp and numpy only; what r
 or files is in `nfnets.data`, `nfnets.training` and `nfnets.weights`.
 """
 
-from nfnets.models import create_model, list_models
+import importlib
+from typing import Any
+
+from nfnets.models import create_model, fold, list_models
 from nfnets.optim import adaptive_grad_clip, create_optimizer
 
 __version__ = "0.1.0"
 
-__all__ = ["adaptive_grad_clip", "create_model", "create_optimizer", "list_models"]
+# Imported when first used: they need safetensors.
+_FROM_WEIGHTS = ("WeightsInfo", "load_weights", "read_weights_info", "save_weights")
+
+__all__ = [
+    "adaptive_grad_clip",
+    "create_model",
+    "create_optimizer",
+    "fold",
+    "list_models",
+    *_FROM_WEIGHTS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_WEIGHTS:
+        return getattr(importlib.import_module("nfnets.weights"), name)
+    raise AttributeError(f"module 'nfnets' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FROM_WEIGHTS})

@@ -8,22 +8,25 @@ machine's kind of device, only with --batch: compiling takes up to minutes a mod
 the paper's ImageNet accuracy. Without names: all models, which takes minutes.
 """
 
-import argparse
 from collections.abc import Sequence
 
+from nfnets import command
 from nfnets.analysis.model_table import describe, format_table
+from nfnets.command import positive_int
+from nfnets.errors import UserError
 from nfnets.models import create_model, list_models
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of the command line's models."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nfnets.summary", description="Sizes and costs of the models."
-    )
-    parser.add_argument("models", nargs="*", metavar="NAME", help="default: all models")
-    parser.add_argument("--batch", type=int, help="images of a step on one device")
+    parser = command.Parser("nfnets.summary", "Sizes and costs of the models.")
+    parser.add_argument("models", nargs="*", metavar="NAME", help="none: all models")
+    parser.add_argument("--batch", type=positive_int, help="images of a step on one device")
     parser.add_argument(
-        "--compute_dtype", default="float32", help="of that step's feature maps"
+        "--compute_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of that step's feature maps",
     )
     options = parser.parse_args(arguments)
     try:
@@ -31,13 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             create_model(name, compute_dtype=options.compute_dtype)
             for name in options.models or list_models()
         ]
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-    if options.batch is not None and options.batch < 1:
-        parser.error(f"--batch must be at least 1, not {options.batch}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     for line in format_table(describe(model, options.batch) for model in models):
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -52,7 +52,7 @@ def describe(model: Model, batch_size: int | None = None) -> ModelRow:
     calls = {
         size: layer_calls(model, size) for size in {recipe.train_size, recipe.test_size}
     }
-    multiply_adds = {size: sum(call.multiply_adds for call in calls[size]) for size in calls}
+    multiply_adds = {size: sum(c.multiply_adds for c in calls[size]) for size in calls}
     return ModelRow(
         name=model.name,
         parameters=count_parameters(parameter_shapes(model)),

@@ -13,7 +13,6 @@ batch normalisation, standardised weights, and neither of them.
 Axis letters: N examples, H height, W width, C channels, B blocks.
 """
 
-import argparse
 import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -28,6 +27,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
+from nfnets import command
+from nfnets.command import positive_int
+from nfnets.errors import UserError
 from nfnets.models import Model, Params, State, create_model
 from nfnets.models.residual import ResidualBlock
 
@@ -146,9 +148,8 @@ def plot(results: Mapping[str, SignalPropagation], path: str | pathlib.Path) -> 
         axes[1].plot(block, result.variance, **style)
         axes[2].plot(block[1:], result.branch_variance, **style)
         if result.predicted_variance is not None:
-            axes[1].plot(
-                block[:-1], result.predicted_variance, color=color, linestyle="--"
-            )
+            predicted = result.predicted_variance
+            axes[1].plot(block[:-1], predicted, color=color, linestyle="--")
     for place, title in zip(axes, titles, strict=True):
         place.set_title(title)
         place.set_xlabel("block (0: what enters the first)")
@@ -192,29 +193,31 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     return name, overrides
 
 
+def _create(text: str) -> Model:
+    """Creates the model NAME[:FIELD=VALUE,...] without what is random in training."""
+    try:
+        name, overrides = parse_model(text)
+        return create_model(name, **{"drop_rate": 0.0, "stochdepth_rate": 0.0} | overrides)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and draws the models of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nfnets.analysis.signal_propagation",
-        description="Signal propagation plot of freshly initialised networks.",
+    parser = command.Parser(
+        "nfnets.analysis.signal_propagation",
+        "Signal propagation plot of freshly initialised networks.",
     )
     parser.add_argument(
         "models", nargs="*", metavar="NAME[:FIELD=VALUE,...]", default=DEFAULT_MODELS
     )
     parser.add_argument("--out", default="spp.png", help="picture to write")
-    parser.add_argument("--image_size", type=int, default=128, help="pixels")
-    parser.add_argument("--batch", type=int, default=16, help="images")
+    parser.add_argument("--image_size", type=positive_int, default=128, help="pixels")
+    parser.add_argument("--batch", type=positive_int, default=16, help="images")
     parser.add_argument("--seed", type=int, default=0, help="of weights and images")
     parser.add_argument("--skip_gain", type=float, default=1.0, help="of all branches")
     options = parser.parse_args(arguments)
-    try:
-        models = {
-            text: create_model(name, drop_rate=0.0, stochdepth_rate=0.0, **overrides)
-            for text in options.models
-            for name, overrides in [parse_model(text)]
-        }
-    except ValueError as error:
-        parser.error(str(error))
+    models = {text: _create(text) for text in options.models}
     results = {}
     for label, model in models.items():
         results[label] = measure(
@@ -225,10 +228,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             skip_gain=options.skip_gain,
         )
         last = results[label].variance[-1]
-        print(f"{label}: {len(results[label].branch_variance)} blocks, last variance {last:.3g}")
-    plot(results, options.out)
+        print(f"{label}: {len(model.spec.depths)} stages, last variance {last:.3g}")
+    try:
+        plot(results, options.out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write --out={options.out}: {error}") from None
     print(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -6,6 +6,7 @@ from nfnets.models.counting import (
     count_parameters,
     listing_hash,
 )
+from nfnets.models.folding import fold
 from nfnets.models.model import Model, Params, State, create_model
 from nfnets.models.preprocessing import normalize_images
 from nfnets.models.variants import get_spec, list_models
@@ -18,6 +19,7 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "create_model",
+    "fold",
     "get_spec",
     "list_models",
     "listing_hash",

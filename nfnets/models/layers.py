@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.models import initializers
+from nfnets.models.spec import WeightEpsRule
 
 _CONV_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -22,7 +23,10 @@ WEIGHT_EPS = 1e-4
 
 
 def standardize_weight(
-    weight: jax.Array, gain: jax.Array, eps: float = WEIGHT_EPS
+    weight: jax.Array,
+    gain: jax.Array,
+    eps: float = WEIGHT_EPS,
+    eps_rule: WeightEpsRule = "floor",
 ) -> jax.Array:
     """Scaled weight standardisation.
 
@@ -34,7 +38,9 @@ def standardize_weight(
     Args:
       weight: float [..., C, O]; all axes but the last are one unit's fan-in.
       gain: float [O].
-      eps: lower bound of variance x fan-in.
+      eps: with the rule `floor` a lower bound of variance x fan-in, with `added` a term
+        added to the variance.
+      eps_rule: see `eps`.
 
     Returns:
       float32, the shape of `weight`.
@@ -44,8 +50,11 @@ def standardize_weight(
     fan_in = weight.size // weight.shape[-1]
     mean = jnp.mean(weight, axis=axes, keepdims=True)
     variance = jnp.var(weight, axis=axes, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.maximum(variance * fan_in, eps)) * gain
-    return (weight - mean) * scale
+    if eps_rule == "added":
+        bounded = (variance + eps) * fan_in
+    else:
+        bounded = jnp.maximum(variance * fan_in, eps)
+    return (weight - mean) * (jax.lax.rsqrt(bounded) * gain)
 
 
 def conv2d(
@@ -188,9 +197,11 @@ class WSConv2D(Conv2D):
         *,
         stride: int = 1,
         groups: int = 1,
+        eps: float = WEIGHT_EPS,
+        eps_rule: WeightEpsRule = "floor",
         name: str,
     ) -> None:
-        """See `Conv2D`."""
+        """See `Conv2D` and `standardize_weight`."""
         super().__init__(
             output_channels,
             kernel_size,
@@ -199,6 +210,8 @@ class WSConv2D(Conv2D):
             w_init=initializers.CONV,
             name=name,
         )
+        self.eps = eps
+        self.eps_rule = eps_rule
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolves [N, H, W, C], in the dtype of `inputs`."""
@@ -207,7 +220,8 @@ class WSConv2D(Conv2D):
         weight = hk.get_parameter("w", shape, init=self.w_init)
         gain = hk.get_parameter("gain", units, init=jnp.ones)
         bias = hk.get_parameter("bias", units, init=jnp.zeros)
-        weight = standardize_weight(weight, gain).astype(inputs.dtype)
+        weight = standardize_weight(weight, gain, self.eps, self.eps_rule)
+        weight = weight.astype(inputs.dtype)
         outputs = conv2d(inputs, weight, self.stride, self.groups)
         return outputs + bias.astype(outputs.dtype)
 

@@ -19,6 +19,9 @@ Params = Mapping[str, Mapping[str, jax.Array]]
 State = Params
 Outputs = Mapping[str, jax.Array]
 
+# What timm computes in another way than the published code.
+_TIMM = {"activation": "gelu_exact", "weight_eps": 1e-5, "weight_eps_rule": "added"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -128,6 +131,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
       **overrides: fields of `ModelSpec` or `BlockSpec`, such as `drop_rate`,
         `stochdepth_rate`, `activation`, `alpha`; and `compute_dtype`, the dtype of the
         feature maps (float32 by default; parameters and logits are always float32).
+        `timm_compat=True` computes an NFNet as timm does, for weights trained there: the
+        exact GELU, and 1e-5 added to the variance of the weights.
 
     Returns:
       A `Model`.
@@ -141,7 +146,12 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
     policy = jmp.Policy(
         param_dtype=jnp.float32, compute_dtype=compute_dtype, output_dtype=jnp.float32
     )
-    spec = variants.get_spec(name).override(overrides)
+    spec = variants.get_spec(name)
+    if overrides.pop("timm_compat", False):
+        if spec.module_name != "NFNet":
+            raise ValueError(f"timm_compat is for NFNets, not for {name}")
+        overrides = {**_TIMM, **overrides}
+    spec = spec.override(overrides)
 
     def forward(
         images: jax.Array, is_training: bool, example_index: jax.Array | None = None

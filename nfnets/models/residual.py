@@ -211,12 +211,18 @@ def make_conv(
       stride: in both directions.
       groups: of channels.
       scale: on FixUp's initial weights.
-      is_stem: neither FixUp's initial weights nor a bias.
+      is_stem: not FixUp's initial weights, and a bias by `stem_bias`.
       name: Haiku name.
     """
     if spec.weight_standardization:
         return layers.WSConv2D(
-            channels, kernel_size, stride=stride, groups=groups, name=name
+            channels,
+            kernel_size,
+            stride=stride,
+            groups=groups,
+            eps=spec.weight_eps,
+            eps_rule=spec.weight_eps_rule,
+            name=name,
         )
     if spec.conv_init != "fixup":
         w_init = _CONV_INITS[spec.conv_init]
@@ -229,7 +235,7 @@ def make_conv(
         kernel_size,
         stride=stride,
         groups=groups,
-        with_bias=spec.conv_bias and not is_stem,
+        with_bias=spec.stem_bias if is_stem else spec.conv_bias,
         w_init=w_init,
         name=name,
     )

@@ -16,6 +16,10 @@ Normalization = Literal["none", "batch", "fixup"]
 # and 2 / fan-out / sqrt(blocks) on branches, whose last convolution starts at zero.
 ConvInit = Literal["truncated", "he", "fixup"]
 
+# What keeps standardised weights finite: a lower bound of variance x fan-in, or a term
+# added to the variance (as timm has it).
+WeightEpsRule = Literal["floor", "added"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StemConv:
@@ -43,7 +47,10 @@ class BlockSpec:
       sync_batch_norm: name of the mapped axis over whose devices batch normalisation
         takes its statistics; None: each device takes its own.
       weight_standardization: convolutions with standardised weights, gains and biases.
+      weight_eps: of the standardisation.
+      weight_eps_rule: see `WeightEpsRule`.
       conv_bias: other convolutions have a bias too (not those of the stem).
+      stem_bias: those of the stem have one as well.
       conv_init: see `ConvInit`.
       bottleneck_ratio: width of the branch's inner convolutions over the block's output
         width.
@@ -66,7 +73,10 @@ class BlockSpec:
     normalization: Normalization = "none"
     sync_batch_norm: str | None = None
     weight_standardization: bool = True
+    weight_eps: float = 1e-4
+    weight_eps_rule: WeightEpsRule = "floor"
     conv_bias: bool = False
+    stem_bias: bool = False
     conv_init: ConvInit = "truncated"
     bottleneck_ratio: float
     ratio_of_input: bool = False
@@ -79,7 +89,11 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         """Checks the fields that name a choice."""
-        for field, choices in (("normalization", Normalization), ("conv_init", ConvInit)):
+        for field, choices in (
+            ("normalization", Normalization),
+            ("conv_init", ConvInit),
+            ("weight_eps_rule", WeightEpsRule),
+        ):
             value = getattr(self, field)
             if value not in get_args(choices):
                 raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from nfnets.data import Dataset, EvalBatch, eval_batches
 from nfnets.models import Params, State
 from nfnets.training import setup
+from nfnets.training.step import put_batch
 
 # The weights themselves, beside their averages.
 RAW = "raw"
@@ -38,11 +39,13 @@ def evaluate(
         name: dict.fromkeys(("examples", "top1", "top5", "loss"), 0) for name in weights
     }
     for batch in batches:
-        arrays = {
-            "images": batch.images,
-            "labels": batch.labels,
-            "mask": batch.mask.astype(bool),
-        }
+        arrays = put_batch(
+            {
+                "images": batch.images,
+                "labels": batch.labels,
+                "mask": batch.mask.astype(bool),
+            }
+        )
         for name, (params, net_state) in weights.items():
             part = jax.device_get(eval_step(params, net_state, arrays))
             for key, value in part.items():

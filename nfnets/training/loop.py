@@ -1,6 +1,6 @@
 """The run: batches in, checkpoints and metrics out. No mathematics here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import pathlib
@@ -25,6 +25,7 @@ from nfnets.training.step import (
     make_train_step,
     map_eval_step,
     map_train_step,
+    put_batch,
     replicate,
 )
 from nfnets.weights import initial_weights
@@ -75,7 +76,7 @@ def _dry_run(config: ml_collections.FrozenConfigDict, model: Model) -> None:
     state = replicate(create_state(config, model, optimizer))
     step = map_train_step(make_train_step(config, model, optimizer))
     start = time.monotonic()
-    batch = setup.fake_batch(config)
+    batch = put_batch(setup.fake_batch(config))
     state, metrics = step(state, batch)
     loss = float(metrics["loss"])
     compiled = time.monotonic()
@@ -168,8 +169,13 @@ class _Run:
         config, last_step = self.config, self.config.train.steps
         meter = _Meter(config.data.batch_size)
         with self._train_batches(first_step) as batches:
+            upcoming = _load(batches) if first_step < last_step else None
             for step in range(first_step + 1, last_step + 1):
-                state, metrics = self.train_step(state, self._arrays(next(batches)))
+                arrays, bad_records = upcoming
+                state, metrics = self.train_step(state, arrays)
+                self.bad_records += len(bad_records)
+                if step < last_step:  # copied to the devices while they compute
+                    upcoming = _load(batches)
                 meter.add(metrics)
                 if step % config.train.log_every == 0 or step == last_step:
                     summary = meter.summarize()
@@ -205,20 +211,19 @@ class _Run:
             bad_records_so_far=self.bad_records,
         )
 
-    def _arrays(self, batch: TrainBatch) -> dict[str, np.ndarray]:
-        self.bad_records += len(batch.bad_records)
-        return {
-            "images": batch.images,
-            "labels": batch.labels,
-            "example_index": batch.example_index,
-        }
-
     def _evaluate(self, state: TrainState) -> dict[str, Result]:
         weights = {RAW: (state.params, state.net_state), **state.ema}
         return evaluate_dataset(self.config, self.dataset, self.eval_step, weights)
 
     def _epoch(self, step: int) -> float:
         return step * self.config.data.batch_size / len(self.dataset.train)
+
+
+def _load(batches: Iterator[TrainBatch]) -> tuple[dict[str, jax.Array], tuple[str, ...]]:
+    """The next batch on its way to the devices, and the bad records met in it."""
+    batch = next(batches)
+    names = ("images", "labels", "example_index")
+    return put_batch({name: getattr(batch, name) for name in names}), batch.bad_records
 
 
 def _is_due(step: int, every: int | None, last_step: int) -> bool:

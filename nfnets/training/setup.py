@@ -6,8 +6,8 @@ import pathlib
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from nfnets.data import CropOptions, Dataset, HostShard, open_dataset
 from nfnets.errors import UserError
@@ -120,14 +120,14 @@ def _billions(count: int) -> str:
     return f"{count / 1e9:.4g} B" if count >= 1e8 else f"{count / 1e6:.4g} M"
 
 
-def fake_batch(config: ml_collections.ConfigDict) -> dict[str, jax.Array]:
-    """Returns one training batch of grey images for this host."""
+def fake_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
+    """Returns one training batch of grey images, [local devices, N, ...], for this host."""
     devices = jax.local_device_count()
     per_device = config.data.batch_size // jax.device_count()
     size = config.data.image_size
-    index = jnp.arange(devices * per_device, dtype=jnp.int32)
+    index = np.arange(devices * per_device, dtype=np.int32)
     return {
-        "images": jnp.full((devices, per_device, size, size, 3), 128, jnp.uint8),
-        "labels": jnp.zeros((devices, per_device), jnp.int32),
+        "images": np.full((devices, per_device, size, size, 3), 128, np.uint8),
+        "labels": np.zeros((devices, per_device), np.int32),
         "example_index": index.reshape(devices, per_device),
     }

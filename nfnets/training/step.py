@@ -225,6 +225,23 @@ def device_mesh() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
 
 
+def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Starts to copy this host's part of a batch to its devices.
+
+    Args:
+      batch: arrays [local devices, N, ...].
+
+    Returns:
+      Arrays over all devices, as the mapped steps take them.
+    """
+    spec = jax.sharding.PartitionSpec(AXIS)
+    sharding = jax.sharding.NamedSharding(device_mesh(), spec)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
 def replicate(tree: Any) -> Any:
     """Copies a tree of arrays to every device, as the mapped steps take and return it."""
     sharding = jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec())

@@ -1,17 +1,22 @@
 """Weights in files."""
 
 from nfnets.weights.files import (
-    WeightsInfo,
     initial_weights,
     load_weights,
     read_weights_info,
     save_weights,
 )
+from nfnets.weights.fitting import check_weights, fit_weights
+from nfnets.weights.info import WeightsInfo, describe_model, model_of
 
 __all__ = [
     "WeightsInfo",
+    "check_weights",
+    "describe_model",
+    "fit_weights",
     "initial_weights",
     "load_weights",
+    "model_of",
     "read_weights_info",
     "save_weights",
 ]

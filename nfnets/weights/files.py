@@ -1,8 +1,8 @@
 """Reading and writing weights as safetensors: data, never code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-import json
+import hashlib
 import pathlib
 from typing import Any
 
@@ -14,31 +14,12 @@ import safetensors.numpy
 
 from nfnets.errors import UserError
 from nfnets.models import Model, Params, State
+from nfnets.weights.fitting import fit_weights
+from nfnets.weights.info import WeightsInfo
 
 # Tensors are named `params|module|name` and `state|module|name`.
 _SEPARATOR = "|"
 _METADATA_KEY = "nfnets"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightsInfo:
-    """What a weights file says about itself; None where it does not say.
-
-    Attributes:
-      model: name for `nfnets.create_model`.
-      num_classes: logits.
-      class_names: index = class.
-      image_size: side of the evaluation images, pixels.
-      preprocessing: evaluation preprocessing, `resize_crop_32` or `crop_resize`.
-      source: where the weights come from, in words.
-    """
-
-    model: str | None = None
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    image_size: int | None = None
-    preprocessing: str | None = None
-    source: str | None = None
 
 
 def save_weights(
@@ -53,101 +34,94 @@ def save_weights(
       path: of the file; replaced as a whole if it exists.
       params: module -> name -> array, numpy's or JAX's.
       state: likewise, of batch norm.
-      info: kept in the file's metadata.
+      info: kept in the file's metadata, with the tensors' checksum.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     tensors = {
-        _SEPARATOR.join((kind, module, name)): np.asarray(jax.device_get(array))
+        _SEPARATOR.join((kind, module, name)): np.asarray(
+            jax.device_get(array), order="C"
+        )
         for kind, tree in (("params", params), ("state", state or {}))
         for module, arrays in tree.items()
         for name, array in arrays.items()
     }
-    stored = {k: v for k, v in dataclasses.asdict(info or WeightsInfo()).items() if v}
+    info = dataclasses.replace(info or WeightsInfo(), checksum=checksum(tensors))
+    write_safetensors(path, tensors, {_METADATA_KEY: info.to_json()})
+
+
+def write_safetensors(
+    path: str | pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file, which appears as a whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(
-        tensors, temporary, metadata={_METADATA_KEY: json.dumps(stored)}
-    )
-    temporary.replace(path)
+    try:
+        safetensors.numpy.save_file(dict(tensors), temporary, metadata=dict(metadata))
+        temporary.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from None
 
 
-def load_weights(path: str | pathlib.Path) -> tuple[Params, State]:
+def load_weights(
+    path: str | pathlib.Path, model: Model | None = None, skip: Sequence[str] = ()
+) -> tuple[Params, State]:
     """Reads weights that `save_weights` wrote.
+
+    Args:
+      path: of the file.
+      model: that the weights must fit; None: whatever the file holds.
+      skip: see `nfnets.weights.fit_weights`; only with a model.
 
     Returns:
       (params, state): module -> name -> array.
 
     Raises:
-      UserError: no such file, or not one of `save_weights`.
+      UserError: no such file, not one of `save_weights`, damaged, or not of the model.
     """
     trees: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "state": {}}
-    with _open(path) as file:
-        for key in file.keys():  # noqa: SIM118, not a dictionary
-            parts = key.split(_SEPARATOR)
-            if len(parts) != 3 or parts[0] not in trees:
-                raise UserError(
-                    f"{path} has a tensor {key!r}: not a file of nfnets.save_weights"
-                )
-            kind, module, name = parts
-            trees[kind].setdefault(module, {})[name] = jnp.asarray(file.get_tensor(key))
-    return trees["params"], trees["state"]
+    tensors, info = _read(path)
+    found = checksum(tensors)
+    if info.checksum not in (None, found):
+        raise UserError(
+            f"{path} is damaged: its tensors have the checksum {found[:12]}..., not "
+            f"{info.checksum[:12]}... as when it was written"
+        )
+    for key, array in tensors.items():
+        parts = key.split(_SEPARATOR)
+        if len(parts) != 3 or parts[0] not in trees:
+            raise UserError(
+                f"{path} has a tensor {key!r}: not a file of nfnets.save_weights"
+                + (" (python -m nfnets.weights.convert reads timm's)" * ("." in key))
+            )
+        kind, module, name = parts
+        trees[kind].setdefault(module, {})[name] = jnp.asarray(array)
+    params, state = trees["params"], trees["state"]
+    if model is None:
+        return params, state
+    return fit_weights(path, params, state, model, skip)
 
 
 def read_weights_info(path: str | pathlib.Path) -> WeightsInfo:
-    """Returns what a weights file says about itself.
+    """Returns what a weights file says about itself; reads none of its tensors.
 
     Raises:
       UserError: no such file, or no safetensors file.
     """
-    with _open(path) as file:
-        stored = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-    if "class_names" in stored:
-        stored["class_names"] = tuple(stored["class_names"])
-    known = {field.name for field in dataclasses.fields(WeightsInfo)}
-    return WeightsInfo(**{key: value for key, value in stored.items() if key in known})
-
-
-def _open(path: str | pathlib.Path) -> Any:
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no weights file {path}")
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from None
-
-
-def check_weights(
-    path: str | pathlib.Path, loaded: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """Compares loaded parameters with a model's, name by name.
-
-    Raises:
-      UserError: some are missing, unexpected or of another shape; all kinds are named.
-    """
-    have = {(m, n): tuple(a.shape) for m, arrays in loaded.items() for n, a in arrays.items()}
-    want = {
-        (m, n): tuple(a.shape) for m, arrays in expected.items() for n, a in arrays.items()
-    }
-    problems = {
-        "missing": sorted(want.keys() - have.keys()),
-        "unexpected": sorted(have.keys() - want.keys()),
-        "wrongly shaped": sorted(
-            key for key in want.keys() & have.keys() if want[key] != have[key]
-        ),
-    }
-    if any(problems.values()):
-        text = "; ".join(
-            f"{len(keys)} {kind} ({':'.join(keys[0])}"
-            + (f" {list(have[keys[0]])} for {list(want[keys[0]])}" if kind[0] == "w" else "")
-            + ("" if len(keys) == 1 else ", ...")
-            + ")"
-            for kind, keys in problems.items()
-            if keys
-        )
-        raise UserError(f"{path} does not fit the model: {text}")
+    with open_safetensors(path) as file:
+        return _info(path, file)
 
 
 def initial_weights(
-    path: str | None, model: Model, seed: int
+    path: str | None, model: Model, seed: int, skip: Sequence[str] = ()
 ) -> tuple[Params, State] | None:
     """Returns the weights that a run starts from.
 
@@ -157,6 +131,7 @@ def initial_weights(
       path: a weights file; None: start from random weights.
       model: that the weights are for.
       seed: of a fresh classifier.
+      skip: patterns as in `fit_weights`.
 
     Returns:
       (params, state), or None without a path.
@@ -167,17 +142,51 @@ def initial_weights(
     if path is None:
         return None
     params, state = load_weights(path)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    fresh, fresh_state = model.init(jax.random.key(seed), images)
     head = f"{model.spec.module_name}/~/linear"
-    if head in params and params[head]["w"].shape != fresh[head]["w"].shape:
+    classes = params[head]["w"].shape[-1] if "w" in params.get(head, {}) else None
+    if classes not in (None, model.num_classes):
         print(
-            f"init      {path} is for {params[head]['w'].shape[-1]} classes, this run has "
+            f"init      {path} is for {classes} classes, this run has "
             f"{model.num_classes}: the classifier starts anew",
             flush=True,
         )
-        params = {**params, head: fresh[head]}
-    check_weights(path, params, fresh)
-    check_weights(path, state, fresh_state)
-    ordered = {m: {n: params[m][n] for n in arrays} for m, arrays in fresh.items()}
-    return ordered, {m: dict(state[m]) for m in fresh_state}
+        skip = (*skip, f"{head}:*")
+    return fit_weights(path, params, state, model, skip, seed)
+
+
+def checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of names, dtypes, shapes and values, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        array = np.ascontiguousarray(tensors[key])
+        digest.update(f"{key}\0{array.dtype.name}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def open_safetensors(path: str | pathlib.Path) -> Any:
+    """Opens a safetensors file for `keys`, `get_tensor` and `metadata`.
+
+    Raises:
+      UserError: no such file, or no safetensors file.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no weights file {path}")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file: {error}") from None
+
+
+def _read(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], WeightsInfo]:
+    with open_safetensors(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, _info(path, file)
+
+
+def _info(path: str | pathlib.Path, file: Any) -> WeightsInfo:
+    text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
+    try:
+        return WeightsInfo.from_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} has unreadable metadata: {error}") from None

@@ -17,6 +17,7 @@ from nfnets.training.step import (
     make_train_step,
     map_eval_step,
     map_train_step,
+    put_batch,
     replicate,
 )
 
@@ -234,7 +235,9 @@ def test_the_mapped_step_gives_up_its_state_and_compiles_once(caplog):
     state = replicate(create_state(config, model, optimizer))
     step = map_train_step(make_train_step(config, model, optimizer))
     batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0, 4, config).items()}
-    new_state, _ = step(state, batch)
+    batch = put_batch(batch)
+    with jax.transfer_guard("disallow"):
+        new_state, _ = step(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     with jax.log_compiles(), caplog.at_level("WARNING"):
         step(new_state, batch)

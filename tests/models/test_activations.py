@@ -1,0 +1,50 @@
+"""Activations and the constants that keep their variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets.models import activations
+
+
+@pytest.mark.parametrize("name", activations.names())
+def test_gamma_gives_unit_normal_inputs_unit_variance(name):
+    # One sample from each of 2^16 equally likely intervals: no random error.
+    count = 2**16
+    samples = jax.scipy.special.ndtri((jnp.arange(count) + 0.5) / count)
+    outputs = np.asarray(activations.get(name)(samples), np.float64)
+    np.testing.assert_allclose(outputs.var(), 1, atol=2e-3)
+
+
+def test_scaled_is_gamma_times_plain():
+    values = jnp.array([-2.0, -0.5, 0.0, 0.5, 3.0])
+    for name in activations.names():
+        plain = activations.get(name, scaled=False)(values)
+        np.testing.assert_allclose(
+            activations.get(name)(values), plain * activations.gamma(name), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("identity", [-1.0, 2.0]),
+        ("relu", [0.0, 2.0]),
+        ("silu", [-0.26894142, 1.7615942]),
+        ("gelu", [-0.158808, 1.954598]),  # the tanh approximation
+        ("gelu_exact", [-0.15865525, 1.9544997]),
+        ("tanh", [-0.7615942, 0.9640276]),
+        ("soft_sign", [-0.5, 2 / 3]),
+        ("leaky_relu", [-0.01, 2.0]),
+    ],
+)
+def test_plain_functions_by_hand(name, expected):
+    got = activations.get(name, scaled=False)(jnp.array([-1.0, 2.0]))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_dtype_is_kept_and_unknown_names_are_named():
+    assert activations.get("gelu")(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="unknown activation 'swich'; choose one of iden"):
+        activations.get("swich")

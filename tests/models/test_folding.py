@@ -1,0 +1,98 @@
+"""The folded form gives what the network gives."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import nfnets
+from nfnets.models.counting import parameter_shapes
+from tests import reference
+
+# Small forms of each family: groups, strided and unstrided projections, plain blocks.
+SMALL = {"widths": (32, 64), "depths": (2, 1), "strides": (2, 2)}
+MODELS = {
+    "nfnet_tiny": {"depths": (1, 2), "widths": (32, 64), "strides": (1, 2)},
+    "nfnet_tiny timm": {
+        "depths": (1, 2),
+        "widths": (32, 64),
+        "strides": (1, 2),
+        "timm_compat": True,
+    },
+    "nf_regnet_b0": {**SMALL, "final_width": 48},
+    "nf_resnet50": SMALL,
+    "nf_seresnet50": SMALL,
+    "skipinit_resnet50": SMALL,
+}
+
+
+def run(model, params, images):
+    return jax.jit(lambda p, x: model.apply(p, {}, None, x)[0])(params, images)
+
+
+def relative_difference(got, want):
+    return np.max(np.abs(got - want)) / np.std(want)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_all_outputs_are_the_same(case):
+    model = nfnets.create_model(case.split()[0], 10, **MODELS[case])
+    params = reference.formula_params(parameter_shapes(model))
+    images = reference.formula_images(2, 32)
+    folded, folded_params = nfnets.fold(model, params)
+    want, got = run(model, params, images), run(folded, folded_params, images)
+    assert got.keys() == want.keys()
+    for name in want:
+        assert relative_difference(got[name], want[name]) < 1e-4, name
+    # Nothing is left but plain convolutions and, with gates behind them, one scalar.
+    names = {name for arrays in folded_params.values() for name in arrays}
+    assert names <= {"w", "b", "skip_gain"}
+    assert ("skip_gain" in names) == (case.startswith(("nfnet", "nf_se")))
+    shapes = parameter_shapes(folded)
+    assert {m: set(a) for m, a in shapes.items()} == {
+        m: set(a) for m, a in folded_params.items()
+    }
+
+
+def test_a_branch_without_gain_is_folded_too():
+    model = nfnets.create_model("nfnet_tiny", 10, **MODELS["nfnet_tiny"])
+    params = dict(reference.formula_params(parameter_shapes(model)))
+    params["NFNet/~/nf_block"] = {"skip_gain": np.zeros((), np.float32)}
+    _, folded = nfnets.fold(model, params)
+    assert folded["NFNet/~/nf_block"]["skip_gain"] == 0
+    block = "NFNet/~/nf_block_1"
+    gain = params[block]["skip_gain"]
+    np.testing.assert_allclose(folded[block]["skip_gain"], 0.2 * 2 * gain, rtol=1e-6)
+
+
+def test_networks_with_normalisation_have_no_folded_form():
+    for name in ("resnet50", "fixup_resnet50", "resnet50_v1"):
+        with pytest.raises(ValueError, match=f"{name} has no folded form"):
+            nfnets.fold(nfnets.create_model(name), {})
+
+
+def test_timm_compat_is_two_rules():
+    model = nfnets.create_model("nfnet_tiny", timm_compat=True)
+    assert model.spec.activation == "gelu_exact"
+    assert model.spec.block.weight_eps == 1e-5
+    assert model.spec.block.weight_eps_rule == "added"
+    plain = nfnets.create_model("nfnet_tiny")
+    block = dataclasses.replace(
+        model.spec.block, weight_eps=1e-4, weight_eps_rule="floor"
+    )
+    assert dataclasses.replace(model.spec, activation="gelu", block=block) == plain.spec
+    with pytest.raises(ValueError, match="timm_compat is for NFNets, not for resnet50"):
+        nfnets.create_model("resnet50", timm_compat=True)
+    with pytest.raises(ValueError, match="weight_eps_rule must be one of floor, added"):
+        nfnets.create_model("nfnet_tiny", weight_eps_rule="none")
+
+
+@pytest.mark.long
+def test_f0_is_the_same():
+    model = nfnets.create_model("nfnet_f0")
+    params = reference.formula_params(parameter_shapes(model))
+    images = reference.formula_images(2, 64)
+    want, got = run(model, params, images), run(*nfnets.fold(model, params), images)
+    for name in want:
+        assert relative_difference(got[name], want[name]) < 1e-4, name
