@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import os
 import sys
 from typing import NoReturn
 
@@ -36,6 +37,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

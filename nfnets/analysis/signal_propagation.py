@@ -149,7 +149,7 @@ def plot(results: Mapping[str, SignalPropagation], path: str | pathlib.Path) -> 
         axes[2].plot(block[1:], result.branch_variance, **style)
         if result.predicted_variance is not None:
             predicted = result.predicted_variance
-            axes[1].plot(block[:-1], predicted, color=color, linestyle="--")
+            axes[1].plot(block[:-1], predicted, color="black", linestyle="--", zorder=3)
     for place, title in zip(axes, titles, strict=True):
         place.set_title(title)
         place.set_xlabel("block (0: what enters the first)")
@@ -179,13 +179,16 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     """Splits NAME:FIELD=VALUE,... into the name and the overrides.
 
     Values are Python literals; what is none is a string.
+
+    Raises:
+      ValueError: an item without an equals sign.
     """
     name, _, listed = text.partition(":")
     overrides = {}
     for item in filter(None, listed.split(",")):
         field, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"{text!r}: expected FIELD=VALUE after the colon, not {item!r}")
+            raise ValueError(f"expected FIELD=VALUE after the colon, not {item!r}")
         try:
             overrides[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -198,8 +201,8 @@ def _create(text: str) -> Model:
     try:
         name, overrides = parse_model(text)
         return create_model(name, **{"drop_rate": 0.0, "stochdepth_rate": 0.0} | overrides)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -228,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             skip_gain=options.skip_gain,
         )
         last = results[label].variance[-1]
-        print(f"{label}: {len(model.spec.depths)} stages, last variance {last:.3g}")
+        print(f"{label}: variance {last:.3g} after {sum(model.spec.depths)} blocks")
     try:
         plot(results, options.out)
     except (OSError, ValueError) as error:

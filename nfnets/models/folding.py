@@ -56,12 +56,13 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
             f"{model.name} has no folded form: only families without normalisation have"
         )
     gamma = activations.gamma(spec.activation) if spec.scaled_activation else 1.0
-    scales = _input_scales(model, gamma)
+    betas = _expected_stds(model)
+    scales = _input_scales(spec, betas, gamma)
     folded = {
         module: _fold_layer(spec, arrays, scales.get(module, 1.0))
         for module, arrays in params.items()
     }
-    for block in _expected_stds(model):
+    for block in betas:
         _fold_branch(spec.block, params.get(block, {}), folded, block)
     folded_spec = _folded_spec(spec)
 
@@ -104,7 +105,7 @@ def _expected_stds(model: Model) -> dict[str, float]:
         kwargs: Mapping[str, Any],
         context: hk.MethodContext,
     ) -> Any:
-        if isinstance(context.module, ResidualBlock):
+        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
             found[context.module.module_name] = context.module.expected_std
         return call(*args, **kwargs)
 
@@ -114,13 +115,14 @@ def _expected_stds(model: Model) -> dict[str, float]:
     return found
 
 
-def _input_scales(model: Model, gamma: float) -> dict[str, float]:
+def _input_scales(
+    spec: ModelSpec, betas: Mapping[str, float], gamma: float
+) -> dict[str, float]:
     """What was multiplied onto the inputs of the layers, by their Haiku paths."""
-    spec = model.spec
     network = f"{spec.module_name}/~"
     scales = {f"{network}/{conv.name}": gamma for conv in spec.stem[1:]}
     scales[f"{network}/linear"] = gamma
-    for block, beta in _expected_stds(model).items():
+    for block, beta in betas.items():
         for name in ("conv0", *spec.block.spatial_convs, _LAST_CONV, "conv_shortcut"):
             first = spec.block.scale_inputs and name in ("conv0", "conv_shortcut")
             scales[f"{block}/~/{name}"] = gamma / beta if first else gamma

@@ -84,6 +84,7 @@ class Progress:
         self._total = total_steps
         self._first = first_step
         self._start = time.monotonic()
+        self._is_first_report = True
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm.tqdm(
@@ -106,6 +107,9 @@ class Progress:
             self._bar.update(step - self._bar.n)
             return
         self.say(f"step {step}/{self._total}  {figures}  ETA {self._time_left(step)}")
+        if self._is_first_report:  # compilation took its time, the rest will not
+            self._is_first_report = False
+            self._first, self._start = step, time.monotonic()
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar where there is one."""

@@ -40,9 +40,7 @@ def save_weights(
       UserError: the file cannot be written.
     """
     tensors = {
-        _SEPARATOR.join((kind, module, name)): np.asarray(
-            jax.device_get(array), order="C"
-        )
+        _SEPARATOR.join((kind, module, name)): np.asarray(jax.device_get(array))
         for kind, tree in (("params", params), ("state", state or {}))
         for module, arrays in tree.items()
         for name, array in arrays.items()
@@ -63,8 +61,9 @@ def write_safetensors(
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
+    contiguous = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     try:
-        safetensors.numpy.save_file(dict(tensors), temporary, metadata=dict(metadata))
+        safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
         temporary.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         temporary.unlink(missing_ok=True)

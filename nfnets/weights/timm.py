@@ -118,7 +118,7 @@ def from_timm(tensors: Mapping[str, np.ndarray], path: object = "the weights") -
         if array.ndim != _DIMENSIONS.get((kind, name), array.ndim):
             raise UserError(f"{path}: {key} has the shape {list(array.shape)}")
         own = _to_own_layout(kind, own_name, np.asarray(array, np.float32))
-        tree.setdefault(module, {})[own_name] = np.ascontiguousarray(own)
+        tree.setdefault(module, {})[own_name] = own
     return tree
 
 
@@ -157,7 +157,7 @@ def to_timm(
             if name not in names:
                 raise UserError(f"{path}: {module}:{name} has no place in timm's NFNets")
             theirs = _to_timm_layout(kind, name, np.asarray(array))
-            tensors[f"{layer}.{names[name]}"] = np.ascontiguousarray(theirs)
+            tensors[f"{layer}.{names[name]}"] = theirs
     return tensors
 
 
