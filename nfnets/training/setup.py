@@ -23,9 +23,12 @@ T = TypeVar("T")
 def enable_compilation_cache() -> None:
     """Keeps compiled programs for the next start.
 
-    In the folder that JAX_COMPILATION_CACHE_DIR names, else in ~/.cache/nfnets/xla.
+    In the folder that JAX_COMPILATION_CACHE_DIR names, else in ~/.cache/nfnets/xla; not at
+    all if that variable is set to nothing.
     """
     folder = os.environ.get(_CACHE_VARIABLE, "~/.cache/nfnets/xla")
+    if not folder:
+        return
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

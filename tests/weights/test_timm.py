@@ -36,8 +36,9 @@ def conv(name, size, channels, outputs):
 def timm_shapes(scale):
     """timm's listing of dm_nfnet_f{scale - 1}, 1000 classes."""
     shapes = {}
-    for number, (channels, outputs) in enumerate([(3, 16), (16, 32), (32, 64), (64, 128)], 1):
-        shapes |= conv(f"stem.conv{number}", 3, channels, outputs)
+    stem = (3, 16, 32, 64, 128)
+    for number in range(1, 5):
+        shapes |= conv(f"stem.conv{number}", 3, stem[number - 1], stem[number])
     channels = 128
     for stage, (width, depth) in enumerate(zip(WIDTHS, (1, 2, 6, 3), strict=True)):
         for position in range(depth * scale):
