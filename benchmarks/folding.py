@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, {options.compute_dtype}")
-    head = f"{'model':<16} {'px':>4} {'batch':>6} {'plain ms':>9} {'folded ms':>9} {'gain':>6}"
-    print(head)
+    print(f"{'model':<16} {'px':>4} {'batch':>6} {'plain ms':>9} {'folded ms':>9}   gain")
     for name in options.models:
         model = nfnets.create_model(name, compute_dtype=options.compute_dtype)
         size = options.size or model.spec.recipe.test_size

@@ -1,6 +1,6 @@
 """Images per second of the input pipeline, side by side with a tf.data pipeline.
 
-    python -m benchmarks.input_pipeline [--rounds=5] [--images=1500] [--no-workers]
+    python benchmarks/input_pipeline.py [--rounds=5] [--images=1500] [--no-workers]
 
 Makes JPEGs of about 500x375 pixels, then measures decoding, cropping, bicubic resizing and
 mirroring to uint8 batches, in turns, and prints medians as a Markdown table. tf.data takes
@@ -13,13 +13,17 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import platform
 import resource
 import statistics
+import sys
 import time
 
 import cv2
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from nfnets import data
 

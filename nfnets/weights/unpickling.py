@@ -113,6 +113,15 @@ def _from_reduced(function: Any, _: Any, state: Any, *__: Any) -> _Array:
     return array
 
 
+class _OrderedDict(dict):
+    """Leaves out attributes, such as PyTorch's `_metadata` of a state dictionary."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
 def _mapping(data: Any = ()) -> dict[Any, Any]:
     return dict(data)
 
@@ -149,7 +158,7 @@ ARRAY_NAMES: Mapping[str, Callable[..., Any]] = {
     "jax.interpreters.xla.reconstruct_device_array": _from_reduced,
     "builtins.dict": _mapping,
     "__builtin__.dict": _mapping,
-    "collections.OrderedDict": _mapping,
+    "collections.OrderedDict": _OrderedDict,
     "collections.defaultdict": _default_mapping,
     "haiku._src.data_structures.FlatMapping": _mapping,
     "haiku._src.data_structures.FlatMap": _mapping,
