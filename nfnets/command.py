@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the options)")
 
 
+def complain(error: Exception) -> int:
+    """Shows a user's mistake as one line on stderr; returns the exit code for it."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its result.
 
@@ -35,8 +41,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(complain(error))
     except BrokenPipeError:  # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -110,7 +110,10 @@ def main() -> None:
     parser = command.Parser("nfnets.analysis.clipping", __doc__.splitlines()[0])
     parser.add_argument("workdir", type=pathlib.Path, help="folder of a run")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("clipping.png"), help="PNG file to write"
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("clipping.png"),
+        help="PNG file to write",
     )
     arguments = parser.parse_args()
     count = plot_clipping(arguments.workdir, arguments.out)

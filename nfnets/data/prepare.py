@@ -6,19 +6,16 @@ This is the one place that needs TensorFlow: `pip install tensorflow-cpu`. A dat
 already there as TFRecord files is converted instead, which needs no TensorFlow.
 """
 
-import argparse
 from collections.abc import Sequence
 import importlib.util
-import sys
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from nfnets import command
 from nfnets.data import tfds_source
 from nfnets.data.convert import convert_tfrecords
 from nfnets.errors import UserError
-
-_USER_ERROR_CODE = 2
 
 
 def prepare(
@@ -75,24 +72,18 @@ def _download(dataset: str, data_dir: str | None, manual_dir: str | None) -> str
     return str(builder.data_dir)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nfnets.data.prepare",
-        description="Prepares a TFDS dataset in the format that nfnets reads.",
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = command.Parser(
+        "nfnets.data.prepare", "Prepares a TFDS dataset in the format that nfnets reads."
     )
     parser.add_argument("dataset", help="NAME, NAME/CONFIG or NAME:VERSION, as in TFDS")
     parser.add_argument("--data_dir", help="where to put it (default: TFDS's own)")
     parser.add_argument("--manual_dir", help="where the files are that need a login")
     options = parser.parse_args(arguments)
-    try:
-        folder = prepare(options.dataset, options.data_dir, options.manual_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _USER_ERROR_CODE
+    folder = prepare(options.dataset, options.data_dir, options.manual_dir)
     print(f"prepared: {folder}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -150,7 +150,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
     if overrides.pop("timm_compat", False):
         if spec.module_name != "NFNet":
             raise ValueError(f"timm_compat is for NFNets, not for {name}")
-        overrides = {**_TIMM, **overrides}
+        overrides = {**overrides, **_TIMM}
     spec = spec.override(overrides)
 
     def forward(

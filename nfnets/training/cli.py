@@ -5,11 +5,13 @@ import difflib
 import importlib.util
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
+from nfnets import command
 from nfnets.errors import UserError
 
 _PREFIX = "--config."
@@ -29,16 +31,10 @@ def run(main: Callable[[], int | None]) -> None:
     from the keyboard with 130.
     """
 
-    def guarded(argv: Sequence[str]) -> int | None:
+    def guarded(argv: Sequence[str]) -> NoReturn:
         del argv
         logging.set_verbosity(logging.WARNING)
-        try:
-            return main()
-        except UserError as error:
-            return _complain(error)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        command.run(main)
 
     app.run(guarded, flags_parser=parse_arguments)
 
@@ -58,18 +54,13 @@ def parse_arguments(argv: Sequence[str]) -> list[str]:
     try:
         return _parse_arguments(list(argv))
     except (UserError, flags.Error, ValueError, TypeError) as error:
-        sys.exit(_complain(error))
+        sys.exit(command.complain(error))
 
 
 def default_workdir() -> str:
     """Returns runs/NAME for --config=.../NAME.py."""
     path = flags.FLAGS["config"].config_filename
     return str(pathlib.Path("runs") / pathlib.Path(path).stem)
-
-
-def _complain(error: Exception) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
 
 
 def _parse_arguments(argv: list[str]) -> list[str]:

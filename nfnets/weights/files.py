@@ -63,7 +63,10 @@ def write_safetensors(
     temporary = path.with_name(path.name + ".tmp")
     contiguous = {key: np.asarray(array, order="C") for key, array in tensors.items()}
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
+        temporary.chmod(mode)  # safetensors' own lets only the owner read
         temporary.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         temporary.unlink(missing_ok=True)

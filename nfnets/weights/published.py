@@ -70,7 +70,10 @@ def guess_model(path: object, params: Mapping[str, Mapping[str, Any]]) -> tuple[
         classes = heads[0].shape[-1]
         for name in list_models():
             spec = get_spec(name)
-            if spec.module_name not in top or sum(spec.depths) != len(blocks):
+            stem = params.get(f"{spec.module_name}/~/{spec.stem[-1].name}", {}).get("w")
+            if sum(spec.depths) != len(blocks) or stem is None:
+                continue
+            if stem.shape[-1] != spec.stem[-1].channels:  # spares counting the plus ones
                 continue
             shapes = initial_shapes(create_model(name, classes))[0]
             if listing_hash(shapes) == listing_hash(params):

@@ -231,12 +231,13 @@ def test_damaged_tfrecord_files_are_errors(tmp_path, cut, message):
     assert len(data.open_dataset("tfds:tiny", data_dir=str(tmp_path)).train) == 10
 
 
-def test_preparing_says_what_it_needs(tmp_path, monkeypatch, capsys):
+def test_preparing_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    assert prepare.main(["mnist", f"--data_dir={tmp_path}"]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("error: preparing a dataset needs TensorFlow")
-    assert "pip install tensorflow-cpu" in line and line.count("\n") == 1
+    with pytest.raises(UserError) as raised:
+        prepare.main(["mnist", f"--data_dir={tmp_path}"])
+    line = str(raised.value)
+    assert line.startswith("preparing a dataset needs TensorFlow")
+    assert "pip install tensorflow-cpu" in line and "\n" not in line
 
 
 def test_reading_does_without_tensorflow(tmp_path):

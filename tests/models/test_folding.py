@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nfnets
+from nfnets.models import layers
 from nfnets.models.counting import parameter_shapes
 from tests import reference
 
@@ -96,3 +97,10 @@ def test_f0_is_the_same():
     want, got = run(model, params, images), run(*nfnets.fold(model, params), images)
     for name in want:
         assert relative_difference(got[name], want[name]) < 1e-4, name
+
+
+def test_the_eps_that_timm_adds_by_hand():
+    # Mean 4, variance 5, fan-in 4: (w - 4) / sqrt((5 + 3) * 4), times the gain 2.
+    weight = np.array([[1.0], [3.0], [5.0], [7.0]], np.float32)
+    got = layers.standardize_weight(weight, np.full(1, 2.0), 3.0, "added")
+    np.testing.assert_allclose(got[:, 0], 2 * np.array([-3, -1, 1, 3]) / 32**0.5, rtol=1e-6)

@@ -1,5 +1,7 @@
 """From a run's checkpoint to a weights file that says everything."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from configs import digits
 import nfnets
 from nfnets import inference
 from nfnets.errors import UserError
+from nfnets.training import scoring
 from nfnets.training.checkpoints import Checkpoints, Provenance
 from nfnets.training.config import flatten, resolve
 from nfnets.training.state import build_model, build_optimizer, create_state
@@ -67,3 +70,18 @@ def test_what_there_is_not(run, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             extract.main([*arguments, f"--out={tmp_path}/w"])
+
+
+def test_evaluation_builds_the_model_that_the_file_says(run, tmp_path, capsys):
+    workdir, _ = run
+    out = tmp_path / "w.safetensors"
+    extract.main([f"--workdir={workdir}", f"--out={out}"])
+    config = digits.get_config()
+    config.eval.image_size = 20
+    (result,) = scoring.evaluate_weights(config, str(out)).values()
+    params, state, info = extract.extract(str(workdir))
+    gelu = dataclasses.replace(info, overrides=MICRO)
+    nfnets.save_weights(out, params, state, gelu)
+    (other,) = scoring.evaluate_weights(config, str(out)).values()
+    assert result["examples"] == other["examples"] == 360
+    assert result["loss"] != other["loss"]

@@ -64,6 +64,9 @@ def test_everything_comes_back(path, params):
     assert info.mean_rgb == (0.485 * 255, 0.456 * 255, 0.406 * 255)
     assert info.stddev_rgb == (0.229 * 255, 0.224 * 255, 0.225 * 255)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+    usual = path.with_name("usual")
+    usual.touch()
+    assert path.stat().st_mode == usual.stat().st_mode
 
 
 def test_arrays_in_any_layout_and_dtype(tmp_path):
