@@ -28,7 +28,7 @@ from nfnets.training.step import (
     put_batch,
     replicate,
 )
-from nfnets.weights import initial_weights
+from nfnets.weights import initial_weights, read_weights_info
 
 CONFIG_FILE = "config.json"
 
@@ -53,6 +53,9 @@ def train(
     Raises:
       UserError: the config, the data or the workdir are not usable.
     """
+    if config.init_from is not None:
+        info = read_weights_info(config.init_from)
+        config = setup.adopt_model(config, info, config.init_from)
     model_spec(config)
     setup.enable_compilation_cache()
     folder = pathlib.Path(workdir)

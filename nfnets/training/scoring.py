@@ -122,12 +122,8 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
     """
     setup.enable_compilation_cache()
     info = read_weights_info(path)
-    config = config.copy_and_resolve_references()
-    config.model.name = info.model or config.model.name
+    config = setup.adopt_model(config, info, path)
     config.model.num_classes = info.num_classes or config.model.num_classes
-    overrides = dict(info.overrides or {})
-    config.model.activation = overrides.pop("activation", config.model.activation)
-    config.model.overrides.update(overrides)
     dataset = setup.open_config_dataset(config, None, splits="eval")
     resolved = resolve_evaluation(config, num_classes=dataset.num_classes)
     model = setup.as_user_error(lambda: build_model(resolved))

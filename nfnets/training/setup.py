@@ -14,6 +14,7 @@ from nfnets.errors import UserError
 from nfnets.models import Model, count_multiply_adds, count_parameters
 from nfnets.models.counting import parameter_shapes
 from nfnets.training.state import REFERENCE_BATCH
+from nfnets.weights import WeightsInfo
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -63,6 +64,27 @@ def open_config_dataset(
         index_dir=None if workdir is None else str(workdir),
         splits=splits,
     )
+
+
+def adopt_model(
+    config: ml_collections.ConfigDict, info: WeightsInfo, path: str
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with the model that a weights file is for.
+
+    Args:
+      config: as loaded and overridden; its own model stays where the file names none.
+      info: of the file.
+      path: of the file, for the message.
+    """
+    config = config.copy_and_resolve_references()
+    if info.model is not None and info.model != config.model.name:
+        print(f"model     {info.model} instead of {config.model.name}, as {path} says")
+        config.model.name = info.model
+    overrides = dict(info.overrides or {})
+    config.model.activation = overrides.pop("activation", config.model.activation)
+    with config.model.overrides.unlocked():
+        config.model.overrides.update(overrides)
+    return config
 
 
 def host_shard() -> HostShard:

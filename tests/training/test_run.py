@@ -165,10 +165,18 @@ def test_weights_start_a_run_and_a_new_head_is_said(finished, tmp_path, capsys):
     reported = read_metrics(finished / "metrics.jsonl")[-1]
     assert results["raw"]["top1"] == reported["eval/top1"]
 
-    config = make_config(model__num_classes=12, train__steps=1, train__warmup_steps=0)
+    config = make_config(
+        model__name="nfnet_f0",  # the file knows better
+        model__num_classes=12,
+        train__steps=1,
+        train__warmup_steps=0,
+    )
     config.init_from = str(path)
+    config.lock()  # as the command line does
     loop.train(config, str(tmp_path / "run"))
-    assert "for 10 classes, this run has 12" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "for 10 classes, this run has 12" in text
+    assert "model     nfnet_tiny instead of nfnet_f0" in text
 
 
 def test_weights_of_another_model_are_refused(finished, tmp_path):
