@@ -12,9 +12,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nfnets.errors import UserError
+from nfnets.models import Params, State
 from nfnets.training.state import TrainState
-from nfnets.training.step import replicate
+from nfnets.training.step import device_mesh
 
+# The weights themselves, beside their averages.
+RAW = "raw"
 BEST_METRIC = "eval/top1"
 _SHOWN_DIFFERENCES = 4
 
@@ -126,7 +129,7 @@ class Checkpoints:
         """
         expected = _flatten(template)
         self._check_arrays(step, expected)
-        sharding = jax.tree.leaves(replicate({"": jax.numpy.zeros(())}))[0].sharding
+        sharding = _replicated()
         shapes = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for path, leaf in expected.items()
@@ -136,6 +139,30 @@ class Checkpoints:
         )["state"]
         leaves = [restored[path] for path in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+    def restore_weights(self, step: int) -> dict[str, tuple[Params, State]]:
+        """Reads parameters and averages, which takes no config and no template.
+
+        Returns:
+          "raw" for the parameters themselves, or an average's name -> (params, net_state),
+          replicated over all devices.
+        """
+        metadata = self._manager.item_metadata(step)["state"]
+        sharding = _replicated()
+        shapes = {
+            path: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=sharding)
+            for path, entry in metadata.items()
+        }
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+        )["state"]
+        weights = {RAW: (_subtree(arrays, "params"), _subtree(arrays, "net_state"))}
+        for name in sorted({p.split("|")[1] for p in arrays if p.startswith("ema|")}):
+            weights[name] = (
+                _subtree(arrays, f"ema|{name}|0"),
+                _subtree(arrays, f"ema|{name}|1"),
+            )
+        return weights
 
     def _check_arrays(self, step: int, expected: Mapping[str, Any]) -> None:
         metadata = self._manager.item_metadata(step)["state"]
@@ -183,9 +210,10 @@ def check_same_run(
       UserError: the model, its classes or the optimizer differ.
     """
     differing = {
-        name: (stored.config.get(name), value)
+        name: (stored.config[name], value)
         for name, value in current.config.items()
-        if _as_json(stored.config.get(name)) != _as_json(value)
+        # A field that did not exist when the checkpoint was written tells nothing.
+        if name in stored.config and _as_json(stored.config[name]) != _as_json(value)
     }
     essential = [
         f"{name} is {old!r} there and {new!r} here"
@@ -227,6 +255,20 @@ def _as_json(value: Any) -> Any:
 
 def _shown(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
+
+
+def _replicated() -> jax.sharding.Sharding:
+    return jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec())
+
+
+def _subtree(arrays: Mapping[str, Any], prefix: str) -> Params:
+    """Undoes `_flatten` for a tree module -> name -> array below `prefix`."""
+    tree: dict[str, dict[str, jax.Array]] = {}
+    for path, array in arrays.items():
+        if path.startswith(f"{prefix}|"):
+            module, name = path.removeprefix(f"{prefix}|").split("|")
+            tree.setdefault(module, {})[name] = array
+    return tree
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from nfnets.models import Params, State
 from nfnets.training import setup
 from nfnets.training.step import put_batch
 
-# The weights themselves, beside their averages.
-RAW = "raw"
-
 Result = dict[str, float | int]
 EvalStep = Callable[[Params, State, Mapping[str, Any]], Mapping[str, jax.Array]]
 

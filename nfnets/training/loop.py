@@ -15,9 +15,9 @@ from nfnets.analysis.curves import plot_curves
 from nfnets.data import Dataset, TrainBatch, train_batches
 from nfnets.models import Model, Params, State
 from nfnets.training import setup
-from nfnets.training.checkpoints import Checkpoints, Provenance, check_same_run
+from nfnets.training.checkpoints import RAW, Checkpoints, Provenance, check_same_run
 from nfnets.training.config import check_split, flatten, model_spec, resolve
-from nfnets.training.evaluation import RAW, Result, evaluate_dataset
+from nfnets.training.evaluation import Result, evaluate_dataset
 from nfnets.training.metrics import MetricsLog, Progress
 from nfnets.training.state import TrainState, build_model, build_optimizer, create_state
 from nfnets.training.step import (

@@ -5,17 +5,16 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import ml_collections
 
 from nfnets.data import Dataset
 from nfnets.errors import UserError
 from nfnets.models import Params, State
 from nfnets.training import setup
-from nfnets.training.checkpoints import Checkpoints, Provenance
+from nfnets.training.checkpoints import RAW, Checkpoints, Provenance
 from nfnets.training.config import resolve_evaluation, unflatten
-from nfnets.training.evaluation import RAW, Result, evaluate_dataset
-from nfnets.training.state import build_model, build_optimizer, create_state
+from nfnets.training.evaluation import Result, evaluate_dataset
+from nfnets.training.state import build_model
 from nfnets.training.step import make_eval_step, map_eval_step, replicate
 from nfnets.weights import initial_weights, read_weights_info
 
@@ -61,13 +60,8 @@ def read_run(workdir: str | pathlib.Path, *, step: int | None = None) -> StoredR
             f"has {', '.join(map(str, found)) or 'none'}"
         )
     provenance = checkpoints.read_provenance(step)
-    config = unflatten(provenance.config)
-    template = jax.eval_shape(
-        lambda: create_state(config, build_model(config), build_optimizer(config))
-    )
-    state = checkpoints.restore(step, template)
+    weights = checkpoints.restore_weights(step)
     checkpoints.close()
-    weights = {RAW: (state.params, state.net_state), **state.ema}
     return StoredRun(step=step, weights=weights, provenance=provenance)
 
 
@@ -91,12 +85,13 @@ def evaluate_workdir(
     """
     setup.enable_compilation_cache()
     run = read_run(workdir, step=step)
-    trained = unflatten(run.provenance.config)
+    trained = unflatten(run.provenance.config).model
     config = config.copy_and_resolve_references()
-    if config.model.name != trained.model.name:
-        print(f"model     {trained.model.name}, as the checkpoint was trained")
-    with config.unlocked():
-        config.model = trained.model
+    if config.model.name != trained.name:
+        print(f"model     {trained.name}, as the checkpoint was trained")
+    with config.model.unlocked():
+        # Not as a whole: a field that is newer than the checkpoint keeps its default.
+        config.model.update(trained)
     folder = pathlib.Path(workdir)
     dataset = setup.open_config_dataset(config, folder, splits="eval")
     _check_classes(run.provenance, dataset, workdir)

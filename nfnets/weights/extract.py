@@ -76,7 +76,8 @@ def extract(
 
 def describe_config(config: ml_collections.ConfigDict) -> WeightsInfo:
     """Returns what a resolved config says about its weights."""
-    overrides = config.model.overrides.to_dict()
+    # Runs from before that field have none.
+    overrides = dict(config.model.get("overrides", {}))
     model = create_model(config.model.name, config.model.num_classes, **overrides)
     if config.model.activation != model.spec.activation:
         overrides["activation"] = config.model.activation
