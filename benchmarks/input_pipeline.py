@@ -70,7 +70,11 @@ def make_jpegs(count: int, seed: int = 0) -> tuple[bytes, ...]:
 
 @contextlib.contextmanager
 def ours(
-    jpegs: tuple[bytes, ...], size: int, is_training: bool, workers: int, threads: int
+    jpegs: tuple[bytes, ...],
+    size: int,
+    is_training: bool,
+    workers: int,
+    threads: int | None | None,
 ) -> Iterator[Iterator[np.ndarray]]:
     """Our pipeline, as batches of images."""
     source = JpegSource(jpegs, 2**20)
@@ -154,7 +158,9 @@ def _cpu_seconds() -> float:
     return total
 
 
-def contestants(with_workers: bool, threads: int) -> dict[str, Callable[..., Pipeline]]:
+def contestants(
+    with_workers: bool, threads: int | None
+) -> dict[str, Callable[..., Pipeline]]:
     """Names of the pipelines, and what makes them from (jpegs, size, is_training)."""
 
     def our_pipeline(workers: int) -> Callable[..., Pipeline]:
@@ -176,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the input pipeline")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1500, help="per round and pipeline")
-    parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--threads", type=int, help="none: the default")
     parser.add_argument("--no-workers", action="store_true")
     options = parser.parse_args()
 

@@ -49,7 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.min_aspect = 3 / 4  # width / height of a random crop, at least
     data.max_aspect = 4 / 3  # ... and at most
     data.flip = True  # mirror half of the training images
-    data.threads = 16  # that read and decode, per worker process (or in this process)
+    # That read and decode, per worker process (or in this process); None: two per core.
+    data.threads = _optional(int)
     data.workers = 0  # processes that read and decode; 0: threads of this process
     data.prefetch = 2  # batches ready beyond the one in use
     data.max_bad_records = 100  # more unreadable training records stop the run

@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.compute_dtype = "float32"
     config.data.source = "tfds:imagenet2012"
     config.data.batch_size = 1024
-    config.data.threads = 64
     config.data.workers = 8
     config.optimizer.clipping = None
     config.train.epochs = 360.0

@@ -20,7 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.batch_size = 4096
-    config.data.threads = 64
     config.data.workers = 8
     config.augment.order = ("mix", "distort")
     config.augment.mixup_alpha = 0.2

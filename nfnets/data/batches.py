@@ -62,7 +62,7 @@ def train_batches(
     crop: images.CropOptions,
     start_step: int = 0,
     shard: HostShard | None = None,
-    threads: int = 16,
+    threads: int | None = None,
     workers: int = 0,
     prefetch: int = 2,
     max_bad_records: int = 100,
@@ -125,7 +125,7 @@ def eval_batches(
     image_size: int,
     preprocessing: str = "resize_crop_32",
     shard: HostShard | None = None,
-    threads: int = 16,
+    threads: int | None = None,
     workers: int = 0,
     prefetch: int = 2,
 ) -> BatchIterator[EvalBatch]:
@@ -189,18 +189,28 @@ class _LoadTrainChunk:
         bad: list[tuple[str, str]] = []
         for row, place in enumerate(places):
             position = step * self.layout.batch_size + place
-            image, chunk.labels[row] = self._load(self.order.record_index(position), bad)
-            rng = self.order.rng(position)
-            images.random_crop(image, self.crop, rng, out=chunk.images[row])
+            chunk.labels[row] = self._load(position, chunk.images[row], bad)
         return chunk._replace(bad=tuple(bad))
 
-    def _load(self, index: int, bad: list[tuple[str, str]]) -> tuple[np.ndarray, int]:
-        """Reads record `index` or the next readable one; appends the others to `bad`."""
+    def _load(self, position: int, out: np.ndarray, bad: list[tuple[str, str]]) -> int:
+        """Loads the record at `position` of the stream, or the next readable one.
+
+        Args:
+            position: in the endless stream of examples.
+            out: where to write the crop, uint8 [S, S, 3].
+            bad: where to append the (name, reason) of each unreadable record.
+
+        Returns:
+            The label.
+        """
+        index = self.order.record_index(position)
         tries = min(len(self.source), _MAX_REPLACEMENTS)
         for offset in range(tries):
             try:
                 record = self.source[(index + offset) % len(self.source)]
-                return images.decode_record(record), record.label
+                image = images.decode_record(record)
+                images.random_crop(image, self.crop, self.order.rng(position), out=out)
+                return record.label
             except UnreadableRecordError as error:
                 bad.append((error.name, error.reason))
         raise UserError(
@@ -228,11 +238,9 @@ class _LoadEvalChunk:
                 break
             record = self.source[index]
             chunk.labels[row] = record.label
+            image = images.decode_record(record)
             images.preprocess_eval(
-                images.decode_record(record),
-                self.image_size,
-                self.preprocessing,
-                out=chunk.images[row],
+                image, self.image_size, self.preprocessing, out=chunk.images[row]
             )
         return chunk
 

@@ -15,6 +15,7 @@ _MAY_BE_NONE = frozenset(
     {
         "init_from",
         "data.dir",
+        "data.threads",
         "optimizer.clipping",
         "optimizer.clip_norm",
         "train.epochs",
@@ -32,7 +33,6 @@ _POSITIVE = (
     "model.num_classes",
     "data.batch_size",
     "data.image_size",
-    "data.threads",
     "data.prefetch",
     "eval.batch_size",
     "eval.image_size",
@@ -50,6 +50,7 @@ _NOT_NEGATIVE = (
     "checkpoint.keep_best",
 )
 _POSITIVE_OR_NONE = (
+    "data.threads",
     "train.microbatch",
     "eval.every",
     "checkpoint.every",
@@ -119,7 +120,7 @@ def resolve_evaluation(
     """
     config = config.copy_and_resolve_references()
     _resolve_model(config, num_classes)
-    for name in ("eval.batch_size", "eval.image_size", "data.threads", "data.prefetch"):
+    for name in ("eval.batch_size", "eval.image_size", "data.prefetch"):
         if not flatten(config)[name] > 0:
             raise UserError(f"config.{name} must be above 0")
     return ml_collections.FrozenConfigDict(config)

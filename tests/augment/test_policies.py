@@ -165,7 +165,8 @@ def test_images_do_not_leak_into_each_other():
     images = rng.integers(0, 256, (16, 3, _HEIGHT, _WIDTH), dtype=np.uint8)
     run = jax.jit(lambda *a: policies.rand_augment(*a, layers=2, magnitude=1))
     before = run(jax.random.key(1), images, jnp.arange(16))
-    images[5] = 255 - images[5]
-    after = run(jax.random.key(1), images, jnp.arange(16))
+    other = images.copy()  # the first call may still be reading `images`
+    other[5] = 255 - other[5]
+    after = run(jax.random.key(1), other, jnp.arange(16))
     changed = np.any(np.asarray(before != after), axis=(1, 2, 3))
     np.testing.assert_array_equal(np.flatnonzero(changed), [5])

@@ -103,6 +103,8 @@ def endless(workers, folder):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that a signal to its group reaches all of it only
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         try:
