@@ -74,7 +74,7 @@ def ours(
     size: int,
     is_training: bool,
     workers: int,
-    threads: int | None | None,
+    threads: int | None,
 ) -> Iterator[Iterator[np.ndarray]]:
     """Our pipeline, as batches of images."""
     source = JpegSource(jpegs, 2**20)

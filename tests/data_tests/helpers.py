@@ -103,14 +103,14 @@ def write_folder(root, counts, extension=".jpg"):
                 path.write_bytes(encoded(picture(seed=number), extension.lower()))
 
 
-def run_python(*arguments, **options):
+def run_python(*arguments, timeout=60, **options):
     """Runs Python in the repository's root; returns the completed process."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
         **options,
     )

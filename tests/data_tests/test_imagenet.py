@@ -1,6 +1,7 @@
 """ImageNet in the layout in which it is distributed, in miniature, prepared and read."""
 
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -103,6 +104,24 @@ def test_imagenet_from_its_archives_to_batches(tmp_path):
     assert (result.returncode, result.stdout) == (0, f"{VALIDATION_IMAGES}\n"), (
         result.stderr
     )
+
+    options = [
+        "--config=configs/nfnet_f0.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.dir={prepared}",
+        "--config.data.batch_size=8",
+        "--config.data.workers=0",
+        "--config.data.image_size=96",
+        "--config.train.steps=3",
+        "--config.eval.image_size=64",
+        "--config.eval.batch_size=100",
+    ]
+    for program in ("train.py", "eval.py"):
+        result = run_python(program, *options, timeout=600)
+        assert result.returncode == 0, result.stderr
+    evaluated = json.loads((tmp_path / "run/eval.json").read_text())
+    assert evaluated["examples"] == evaluated["ema"]["examples"] == VALIDATION_IMAGES
+    np.testing.assert_allclose(evaluated["loss"], np.log(CLASSES), rtol=0.2)
 
 
 @pytest.mark.long
