@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nfnets import data
-from nfnets.data import images
+from nfnets.data import images, pipeline
 from nfnets.data.order import StreamOrder
 from nfnets.errors import UserError
 from tests.data_tests.helpers import NumberedSource
@@ -134,6 +134,32 @@ def test_batch_size_must_fit_the_devices(batch_size):
 def test_negative_options_are_errors(field):
     with pytest.raises(UserError, match=f"data.{field}=-1 must not be negative"):
         train(NumberedSource(9), 1, **{field: -1})
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "expected"),
+    [(1, 0, 2), (2, 0, 4), (2, 1, 4), (6, 3, 4), (64, 0, 16)],
+)
+def test_threads_follow_the_cores(monkeypatch, cores, workers, expected):
+    monkeypatch.setattr(pipeline, "_available_cores", lambda: cores)
+    assert pipeline.Parallelism(workers=workers).num_threads == expected
+    assert pipeline.Parallelism(workers=99).num_threads >= 1
+    assert pipeline.Parallelism(threads=5, workers=workers).num_threads == 5
+    assert pipeline.Parallelism(threads=0).num_threads == 0
+
+
+def test_chunks_keep_every_thread_busy():
+    shard = shard_of(0, 2, 1)
+
+    def chunk(batch_size, **options):
+        read = pipeline.Parallelism(**options)
+        return pipeline.Layout.choose(batch_size, shard, read).chunk
+
+    assert chunk(1024, threads=4) == 8  # at most
+    assert chunk(16, threads=4) == 2  # 8 examples on this host, for four threads
+    assert chunk(16, threads=2, workers=2) == 2
+    assert chunk(4, threads=4) == 1
+    assert chunk(2 * 9, threads=2) == 3  # a divisor
 
 
 def test_impossible_shard_is_an_error():
