@@ -6,11 +6,15 @@ otherwise. `python train.py --config=FILE --config.section.field=VALUE` override
 them; `None` is a value too. A misspelt field is an error.
 """
 
+import types
+
 import ml_collections
 from ml_collections import config_dict
 
 
-def _optional(kind: type, value: object = None) -> config_dict.FieldReference:
+def _optional(
+    kind: type | types.UnionType, value: object = None
+) -> config_dict.FieldReference:
     """A field that holds a `kind` or None."""
     return config_dict.FieldReference(value, field_type=kind)
 
@@ -34,6 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.overrides = ml_collections.ConfigDict()
     # Batch normalisation (ResNets only) over the batch of all devices, not of each.
     model.sync_batch_norm = False
+    # Recompute activations in the backward pass instead of keeping them: none (keep all),
+    # block (keep the blocks' inputs), stage (keep the stages' inputs).
+    model.remat = "none"
     model.compute_dtype = "bfloat16"  # of activations; parameters are always float32
 
     data = config.data = ml_collections.ConfigDict()
@@ -91,13 +98,25 @@ def get_config() -> ml_collections.ConfigDict:
     train.warmup_steps = _optional(int)  # linear from 0: steps ...
     train.warmup_epochs = 5.0  # ... or epochs, where warmup_steps is None
     train.label_smoothing = 0.1  # in [0, 1)
-    train.microbatch = _optional(int)  # images per device per pass; None: all at once
+    # Images per device per pass; None: all at once; auto: as many as the memory holds.
+    train.microbatch = _optional(int | str)
     # Exponential moving averages of the parameters: name -> decay, with warm-up
     # min(decay, (1 + step) / (10 + step)). `ema` is the one whose accuracy is reported.
     # None: not kept.
     train.ema = ml_collections.ConfigDict({"ema": _optional(float, 0.99999)})
     train.log_every = _optional(int)  # steps; None: about 200 times in the run
     train.log_layers = False  # AGC's figures layer by layer in the metrics
+    # When a loss or a gradient is NaN or infinite: stop, or rollback: go on from the last
+    # checkpoint with the batches after it left out.
+    train.on_nonfinite = "stop"
+    train.max_rollbacks = 3  # in the whole run; one more stops it
+
+    # Sharpness-aware minimisation (F6's recipe: rho 0.05).
+    sam = config.sam = ml_collections.ConfigDict()
+    sam.rho = _optional(float)  # length of the ascent step, > 0; None: no SAM
+    sam.batch_fraction = 0.2  # of the batch, whose gradient is ascended, in (0, 1]
+    # global: one ascent step from all devices' gradients; replica: each device its own.
+    sam.normalize = "global"
 
     evaluation = config.eval = ml_collections.ConfigDict()
     evaluation.every = _optional(int)  # steps between evaluations ...

@@ -1,4 +1,4 @@
-"""NFNet-F6 on ImageNet, the paper's recipe: not run here (86.5% is with SAM).
+"""NFNet-F6 on ImageNet, the paper's recipe without SAM (`nfnet_f6_sam.py`): not run here.
 
 python train.py --config=configs/nfnet_f6.py --workdir=runs/f6 --config.data.dir=DIR
 """

@@ -8,7 +8,7 @@ import importlib
 from typing import Any
 
 from nfnets.models import create_model, fold, list_models
-from nfnets.optim import adaptive_grad_clip, create_optimizer
+from nfnets.optim import adaptive_grad_clip, create_optimizer, sam_perturbation
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "create_optimizer",
     "fold",
     "list_models",
+    "sam_perturbation",
     *_FROM_WEIGHTS,
 ]
 

@@ -8,10 +8,12 @@ from nfnets.models.counting import (
 )
 from nfnets.models.folding import fold
 from nfnets.models.model import Model, Params, State, create_model
+from nfnets.models.network import REMAT
 from nfnets.models.preprocessing import normalize_images
 from nfnets.models.variants import get_spec, list_models
 
 __all__ = [
+    "REMAT",
     "Model",
     "Params",
     "State",

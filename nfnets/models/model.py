@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jmp
 
 from nfnets.models import variants
-from nfnets.models.network import ResidualNet
+from nfnets.models.network import REMAT, ResidualNet
 from nfnets.models.spec import ModelSpec
 
 # module name -> parameter name -> array.
@@ -130,7 +130,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
       num_classes: number of logits, at least 1.
       **overrides: fields of `ModelSpec` or `BlockSpec`, such as `drop_rate`,
         `stochdepth_rate`, `activation`, `alpha`; and `compute_dtype`, the dtype of the
-        feature maps (float32 by default; parameters and logits are always float32).
+        feature maps (float32 by default; parameters and logits are always float32);
+        and `remat`, one of `REMAT`: what the backward pass computes again instead of
+        keeping it (`none`, all of a `block`, all of a `stage`), which saves memory.
         `timm_compat=True` computes an NFNet as timm does, for weights trained there: the
         exact GELU, and 1e-5 added to the variance of the weights.
 
@@ -146,6 +148,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
     policy = jmp.Policy(
         param_dtype=jnp.float32, compute_dtype=compute_dtype, output_dtype=jnp.float32
     )
+    remat = overrides.pop("remat", "none")
+    if remat not in REMAT:
+        raise ValueError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     spec = variants.get_spec(name)
     if overrides.pop("timm_compat", False):
         if spec.module_name != "NFNet":
@@ -156,7 +161,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
     def forward(
         images: jax.Array, is_training: bool, example_index: jax.Array | None = None
     ) -> Outputs:
-        return ResidualNet(spec, num_classes, policy)(images, is_training, example_index)
+        network = ResidualNet(spec, num_classes, policy, remat)
+        return network(images, is_training, example_index)
 
     return Model(name, num_classes, spec, policy, forward)
 

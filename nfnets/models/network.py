@@ -3,7 +3,9 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
+from collections.abc import Callable, Sequence
 import math
+from typing import Literal, get_args
 
 import haiku as hk
 import jax
@@ -15,13 +17,26 @@ from nfnets.models.batch_norm import BatchNorm
 from nfnets.models.residual import ResidualBlock, add_scalar, make_conv
 from nfnets.models.spec import ModelSpec
 
+Remat = Literal["none", "block", "stage"]
+REMAT: tuple[Remat, ...] = get_args(Remat)
+
 
 class ResidualNet(hk.Module):
     """Stem, stages of residual blocks, pooling, a linear classifier."""
 
-    def __init__(self, spec: ModelSpec, num_classes: int, policy: jmp.Policy) -> None:
-        """Builds the layers; `policy.compute_dtype` is that of all feature maps."""
+    def __init__(
+        self, spec: ModelSpec, num_classes: int, policy: jmp.Policy, remat: Remat = "none"
+    ) -> None:
+        """Builds the layers.
+
+        Args:
+          spec: of the variant.
+          num_classes: number of logits.
+          policy: its `compute_dtype` is that of all feature maps.
+          remat: the unit whose activations the backward pass computes again.
+        """
         super().__init__(name=spec.module_name)
+        self._remat = remat
         self._spec = spec
         self._policy = policy
         self._activation = activations.get(spec.activation, spec.scaled_activation)
@@ -39,9 +54,7 @@ class ResidualNet(hk.Module):
         self._stages = self._build_stages()
         self._final_conv = None
         if spec.final_width is not None:
-            self._final_conv = make_conv(
-                spec.block, spec.final_width, 1, name="final_conv"
-            )
+            self._final_conv = make_conv(spec.block, spec.final_width, 1, name="final_conv")
         # Before the first activation of post-activation networks, the last of others.
         self._batch_norm = None
         if spec.block.normalization == "batch":
@@ -115,9 +128,9 @@ class ResidualNet(hk.Module):
         hidden = outputs["stem"] = self._run_stem(images, is_training)
         position = 0
         for number, blocks in enumerate(self._stages, start=1):
-            for block in blocks:
-                hidden = block(hidden, keep[position], is_training)
-                position += 1
+            kept = keep[position : position + len(blocks)]
+            hidden = self._run_stage(blocks, hidden, kept, is_training)
+            position += len(blocks)
             outputs[f"stage_{number}"] = hidden
         if self._final_conv is not None:
             hidden = outputs["final_conv"] = self._final_conv(hidden)
@@ -147,6 +160,31 @@ class ResidualNet(hk.Module):
                 hidden = self._batch_norm(hidden, is_training)
             hidden = self._activation(hidden)
         return layers.max_pool_3x3(hidden) if self._spec.stem_pool else hidden
+
+    def _run_stage(
+        self,
+        blocks: Sequence[ResidualBlock],
+        inputs: jax.Array,
+        keep: Sequence[jax.Array | None],
+        is_training: bool,
+    ) -> jax.Array:
+        """Runs blocks one after the other, each with its examples to `keep`."""
+
+        def run(blocks: Sequence[ResidualBlock]) -> Callable[..., jax.Array]:
+            def call(hidden: jax.Array, keep: Sequence[jax.Array | None]) -> jax.Array:
+                for block, kept in zip(blocks, keep, strict=True):
+                    hidden = block(hidden, kept, is_training)
+                return hidden
+
+            return call
+
+        if self._remat == "stage":
+            return hk.remat(run(blocks))(inputs, keep)
+        hidden = inputs
+        for block, kept in zip(blocks, keep, strict=True):
+            call = run([block])
+            hidden = (hk.remat(call) if self._remat == "block" else call)(hidden, [kept])
+        return hidden
 
     def _needs_key(self) -> bool:
         return self._spec.drop_rate > 0 or self._spec.stochdepth_rate > 0

@@ -3,6 +3,7 @@
 from nfnets.optim.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnets.optim.ema import update_ema
 from nfnets.optim.optimizer import OPTIMIZERS, clipping_state, create_optimizer
+from nfnets.optim.sam import sam_perturbation
 from nfnets.optim.schedules import warmup_cosine
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "adaptive_grad_clip",
     "clipping_state",
     "create_optimizer",
+    "sam_perturbation",
     "unitwise_norm",
     "update_ema",
     "warmup_cosine",

@@ -7,7 +7,7 @@ import ml_collections
 
 from nfnets.augment import AugmentOptions
 from nfnets.errors import UserError
-from nfnets.models import get_spec
+from nfnets.models import REMAT, get_spec
 from nfnets.models.spec import ModelSpec
 
 # Fields for which None says something, after everything that it can stand for is resolved.
@@ -21,6 +21,7 @@ _MAY_BE_NONE = frozenset(
         "train.epochs",
         "train.warmup_epochs",
         "train.microbatch",
+        "sam.rho",
         "eval.every",
         "eval.every_epochs",
         "checkpoint.every",
@@ -48,16 +49,26 @@ _NOT_NEGATIVE = (
     "train.learning_rate",
     "train.warmup_steps",
     "checkpoint.keep_best",
+    "train.max_rollbacks",
 )
 _POSITIVE_OR_NONE = (
     "data.threads",
-    "train.microbatch",
+    "sam.rho",
     "eval.every",
     "checkpoint.every",
     "optimizer.clipping",
     "optimizer.clip_norm",
 )
+_CHOICES = {
+    "model.compute_dtype": ("float32", "bfloat16", "float16"),
+    "model.remat": REMAT,
+    "sam.normalize": ("global", "replica"),
+    "train.on_nonfinite": ("stop", "rollback"),
+}
 _LOG_LINES_PER_RUN = 200
+
+# `train.microbatch` as large as the device's memory allows.
+AUTO = "auto"
 
 
 def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
@@ -196,10 +207,19 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.train.ema.{name} must be in [0, 1), not {decay}")
         if name == "raw":
             raise UserError("config.train.ema.raw: `raw` names the weights themselves")
-    if config.model.compute_dtype not in ("float32", "bfloat16", "float16"):
+    if not 0 < config.sam.batch_fraction <= 1:
         raise UserError(
-            "config.model.compute_dtype must be float32, bfloat16 or float16, not "
-            f"{config.model.compute_dtype!r}"
+            f"config.sam.batch_fraction must be in (0, 1], not {config.sam.batch_fraction}"
+        )
+    for name, choices in _CHOICES.items():
+        if flat[name] not in choices:
+            raise UserError(
+                f"config.{name} must be one of {', '.join(choices)}, not {flat[name]!r}"
+            )
+    micro = config.train.microbatch
+    if not (micro in (None, AUTO) or (isinstance(micro, int) and micro > 0)):
+        raise UserError(
+            f"config.train.microbatch must be above 0, None or {AUTO}, not {micro!r}"
         )
 
 
@@ -233,18 +253,23 @@ def check_split(config: ml_collections.FrozenConfigDict, *, num_devices: int) ->
         )
     per_device = config.data.batch_size // num_devices
     micro = config.train.microbatch
-    if micro is not None and (per_device % micro or (mixes and micro % 2)):
-        fitting = [
-            size
-            for size in range(1, per_device + 1)
-            if per_device % size == 0 and not (mixes and size % 2)
-        ]
+    fitting = fitting_microbatches(config, num_devices=num_devices)
+    if micro not in (None, AUTO) and micro not in fitting:
         nearest = min(fitting, key=lambda size: abs(size - micro))
         raise UserError(
             f"config.train.microbatch={micro} does not divide the {per_device} images "
             f"per device{' into pairs' if mixes else ''}; the nearest that does is "
             f"{nearest}"
         )
+
+
+def fitting_microbatches(
+    config: ml_collections.FrozenConfigDict, *, num_devices: int
+) -> list[int]:
+    """Returns every number of images per pass that divides a device's part, ascending."""
+    unit = 2 if augment_options(config).mixes else 1
+    per_device = config.data.batch_size // num_devices
+    return [size for size in range(unit, per_device + 1, unit) if per_device % size == 0]
 
 
 def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:

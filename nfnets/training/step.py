@@ -1,7 +1,6 @@
 """One training step and one evaluation step, as pure functions, and their mapping.
 
-Axis letters: D devices, N examples per device, M examples per pass, H height, W width,
-K classes.
+Axis letters: N examples per device, H height, W width.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,20 +12,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from nfnets.augment import augment
 from nfnets.models import Model, Params, State, normalize_images
 from nfnets.optim import clipping_state, rules, update_ema
-from nfnets.training.config import augment_options
+from nfnets.training.gradients import Batch, Keys, Metrics, make_gradient
 from nfnets.training.state import AXIS, TrainState, build_schedule, ema_decays
 
-# images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N].
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-Keys = tuple[jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def step_keys(seed: int, step: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+def step_keys(seed: int, step: jax.typing.ArrayLike) -> Keys:
     """Returns the random keys of a step: of the augmentation, and of the model.
 
     Args:
@@ -59,66 +53,13 @@ def make_train_step(
       step(state, batch) -> (state, metrics): metrics are float32 scalars, equal on all
       devices.
     """
-    options = augment_options(config)
+    gradient = make_gradient(config, model)
     schedule = build_schedule(config)
     decays = ema_decays(config)
-    microbatch = config.train.microbatch
-
-    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        targets = jax.nn.one_hot(batch["labels"], config.model.num_classes)
-        targets = optax.smooth_labels(targets, config.train.label_smoothing)
-        return augment(key, batch["images"], targets, batch["example_index"], options)
-
-    def loss_and_metrics(
-        params: Params, net_state: State, keys: Keys, batch: Batch
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
-        augment_key, model_key = keys
-        images, targets = prepare(augment_key, batch)
-        outputs, net_state = model.apply(
-            params,
-            net_state,
-            model_key,
-            normalize_images(images),
-            is_training=True,
-            example_index=batch["example_index"],
-        )
-        logits = outputs["logits"]
-        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
-        metrics = {"loss": loss, "top1": jnp.mean(hits.astype(jnp.float32))}
-        return loss, (net_state, metrics)
-
-    gradient_of = jax.value_and_grad(loss_and_metrics, has_aux=True)
-
-    def accumulate(
-        params: Params, net_state: State, keys: Keys, batch: Batch
-    ) -> tuple[Params, State, Metrics]:
-        """Gradients and metrics of this device's examples, `microbatch` at a time."""
-        size = batch["labels"].shape[0]
-        passes = 1 if microbatch is None else size // microbatch
-        if passes == 1:
-            (_, (net_state, metrics)), grads = gradient_of(params, net_state, keys, batch)
-            return grads, net_state, metrics
-
-        def one_pass(carry: Any, part: Batch) -> tuple[Any, None]:
-            sums, net_state = carry
-            (_, (net_state, metrics)), grads = gradient_of(params, net_state, keys, part)
-            return (jax.tree.map(jnp.add, sums, (grads, metrics)), net_state), None
-
-        parts = jax.tree.map(
-            lambda x: x.reshape(passes, microbatch, *x.shape[1:]), dict(batch)
-        )
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        no_metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
-        (sums, net_state), _ = jax.lax.scan(
-            one_pass, ((zeros, no_metrics), net_state), parts
-        )
-        grads, metrics = jax.tree.map(lambda x: x / passes, sums)
-        return grads, net_state, metrics
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = step_keys(config.seed, state.step)
-        grads, net_state, metrics = accumulate(state.params, state.net_state, keys, batch)
+        grads, net_state, metrics = gradient(state.params, state.net_state, keys, batch)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         net_state = _average_statistics(net_state)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -93,7 +93,11 @@ def test_durations_in_steps_or_epochs():
         ({"optimizer__clipping": -1.0}, "clipping must be above 0 or None, not -1.0"),
         ({"optimizer__momentum": None}, "config.optimizer.momentum cannot be None"),
         ({"model__num_classes": 9}, "num_classes is 9, but digits has 10 classes"),
-        ({"model__compute_dtype": "int8"}, "compute_dtype must be float32, bfloat16"),
+        ({"model__compute_dtype": "int8"}, "compute_dtype must be one of float32, bf"),
+        ({"train__on_nonfinite": "go"}, "on_nonfinite must be one of stop, rollback"),
+        ({"train__microbatch": "most"}, "microbatch must be above 0, None or auto"),
+        ({"sam__rho": -0.1}, "sam.rho must be above 0 or None, not -0.1"),
+        ({"sam__batch_fraction": 0.0}, r"batch_fraction must be in \(0, 1\]"),
         (
             {"augment__mixup_fraction": 0.9, "augment__cutmix_fraction": 0.2},
             "config.augment",

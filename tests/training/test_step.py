@@ -1,5 +1,7 @@
 """The step: one trajectory however the batch is divided, and exact counting."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,7 @@ def on_devices(step, devices):
     return call
 
 
+@functools.cache
 def run(devices, **changes):
     config = make_config(**changes)
     model, optimizer = build_model(config), build_optimizer(config)
@@ -108,7 +111,7 @@ def test_one_trajectory_however_the_batch_is_divided(
 
 def test_seed_and_step_decide(single_device_run):
     expected, _ = single_device_run
-    again, _ = run(1)
+    again, _ = run.__wrapped__(1)
     assert [m["loss"] for m in again] == [m["loss"] for m in expected]
     other, _ = run(1, data__flip=True)  # a field of the host, not of the step
     assert [m["loss"] for m in other] == [m["loss"] for m in expected]

@@ -1,0 +1,160 @@
+"""Sharpness-aware steps, rematerialised steps, and which examples are ascended."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nfnets.models import normalize_images
+from nfnets.optim import clipping_state
+from nfnets.training.gradients import ascent_examples
+from nfnets.training.state import build_model, build_optimizer, create_state
+from nfnets.training.step import make_train_step
+from tests.training.test_step import make_batch, make_config, on_devices, run
+
+NOTHING_RANDOM = {
+    "model__drop_rate": 0.0,
+    "model__stochdepth_rate": 0.0,
+    "augment__mixup_fraction": 0.0,
+    "augment__cutmix_fraction": 0.0,
+    "augment__randaugment_layers": 0,
+}
+
+
+def numbered(size, start=0):
+    index = np.arange(start, start + size, dtype=np.int32)
+    return {"labels": index % 10, "example_index": index}
+
+
+def chosen(batch, fraction, **options):
+    part = ascent_examples(batch, fraction, **options)
+    return part["example_index"][part["weight"] == 1].tolist()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("microbatch", [None, 2, 4])
+@pytest.mark.parametrize("fraction", [0.2, 0.3, 1.0])
+def test_the_same_examples_are_ascended_however_the_batch_is_divided(
+    devices, microbatch, fraction
+):
+    size = 32
+    options = {"unit": 2, "spread": True, "microbatch": None}
+    whole = chosen(numbered(size), fraction, **options)
+    options["microbatch"] = microbatch
+    parts = []
+    for device in range(devices):
+        part = numbered(size // devices, device * size // devices)
+        got = ascent_examples(part, fraction, **options)
+        count = len(got["labels"])
+        assert microbatch is None or count < microbatch or count % microbatch == 0
+        parts += chosen(part, fraction, **options)
+    assert parts == whole
+    assert len(whole) == 2 * int(np.ceil(size / 2 * fraction))
+    assert all(index + 1 in whole for index in whole if index % 2 == 0)  # whole pairs
+
+
+def test_examples_are_spread_or_the_first_ones():
+    options = {"unit": 1, "microbatch": None}
+    assert chosen(numbered(10), 0.2, spread=True, **options) == [0, 5]
+    assert chosen(numbered(10), 0.2, spread=False, **options) == [0, 1]
+    # A device whose part of the batch begins between two chosen ones.
+    assert chosen(numbered(4, 1), 0.2, spread=True, **options) == []
+    assert chosen(numbered(4, 1), 0.2, spread=False, **options) == [1]
+    options["unit"] = 2
+    assert chosen(numbered(20), 0.2, spread=True, **options) == [0, 1, 10, 11]
+
+
+def plain_gradient(model, params, batch):
+    def loss_fn(params):
+        images = normalize_images(jnp.asarray(batch["images"]))
+        outputs, _ = model.apply(params, {}, None, images, is_training=False)
+        targets = 0.9 * jax.nn.one_hot(batch["labels"], 10) + 0.1 / 10
+        return optax.softmax_cross_entropy(outputs["logits"], targets).mean()
+
+    return jax.jit(jax.value_and_grad(loss_fn))(params)
+
+
+def test_one_sharpness_aware_step_by_hand():
+    """Ascent on examples 0, 5, 10, 15; descent on all; AGC sees the unperturbed weights."""
+    config = make_config(sam__rho=0.3, **NOTHING_RANDOM)
+    model, optimizer = build_model(config), build_optimizer(config)
+    state = create_state(config, model, optimizer)
+    batch = make_batch(0, 1, config)
+    some = {name: array[::5] for name, array in batch.items()}
+    assert len(some["labels"]) == 4
+
+    _, ascent = plain_gradient(model, state.params, some)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(ascent)))
+    nearby = jax.tree.map(lambda p, g: p + 0.3 * g / norm, state.params, ascent)
+    loss, grads = plain_gradient(model, nearby, batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    got, metrics = on_devices(make_train_step(config, model, optimizer), 1)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["agc_clipped_fraction"], clipping_state(opt_state).clipped_fraction
+    )
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def sharpness_aware_run():
+    return run(1, sam__rho=0.3)
+
+
+@pytest.mark.parametrize(("devices", "microbatch"), [(4, None), (1, 4), (2, 2)])
+def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch):
+    expected, final = sharpness_aware_run
+    history, state = run(devices, sam__rho=0.3, train__microbatch=microbatch)
+    for got, want in zip(history, expected, strict=True):
+        np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
+        np.testing.assert_allclose(got["gradient_norm"], want["gradient_norm"], rtol=1e-3)
+    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_each_replica_may_perturb_on_its_own(sharpness_aware_run):
+    """With one device, and all examples, both ways are one; with two they are not."""
+    everything = {"sam__rho": 0.3, "sam__batch_fraction": 1.0}
+    together, _ = run(1, sam__normalize="global", **everything)
+    alone, _ = run(1, sam__normalize="replica", **everything)
+    halves, _ = run(2, sam__normalize="replica", **everything)
+    assert [m["loss"] for m in together] == [m["loss"] for m in alone]
+    assert abs(halves[0]["loss"] - together[0]["loss"]) > 1e-5
+    assert together[0]["loss"] != sharpness_aware_run[0][0]["loss"]
+
+
+def test_frozen_parameters_are_not_perturbed():
+    """With everything frozen the step is taken where it stands."""
+    config = make_config(sam__rho=0.3, optimizer__frozen=(":",))
+    model, optimizer = build_model(config), build_optimizer(config)
+    state = create_state(config, model, optimizer)
+    step = on_devices(make_train_step(config, model, optimizer), 1)
+    got, metrics = step(state, make_batch(0, 1, config))
+    plain, _ = run(1)
+    np.testing.assert_allclose(metrics["loss"], plain[0]["loss"], rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(got.params), jax.tree.leaves(state.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16_steps_stay_near(sharpness_aware_run):
+    history, state = run(1, sam__rho=0.3, model__compute_dtype="bfloat16")
+    expected, _ = sharpness_aware_run
+    np.testing.assert_allclose(history[0]["loss"], expected[0]["loss"], rtol=2e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("remat", ["block", "stage"])
+def test_rematerialisation_changes_nothing(remat):
+    expected, final = run(1)
+    history, state = run(1, model__remat=remat)
+    for got, want in zip(history, expected, strict=True):
+        np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
+    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
