@@ -4,6 +4,7 @@ from nfnets.data.batches import EvalBatch, TrainBatch, eval_batches, train_batch
 from nfnets.data.images import CropOptions, decode, preprocess_eval
 from nfnets.data.pipeline import BatchIterator, HostShard
 from nfnets.data.records import Dataset, Record, RecordSource, UnreadableRecordError
+from nfnets.data.retries import Retries
 from nfnets.data.sources import open_dataset
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "HostShard",
     "Record",
     "RecordSource",
+    "Retries",
     "TrainBatch",
     "UnreadableRecordError",
     "decode",

@@ -3,7 +3,7 @@
 Letters of shapes: D local devices, B images per device, S side of the images, pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from nfnets.data import images
 from nfnets.data.order import StreamOrder
 from nfnets.data.pipeline import BatchIterator, Chunk, HostShard, Layout, Parallelism
 from nfnets.data.records import RecordSource, UnreadableRecordError
+from nfnets.data.retries import DEFAULT_RETRIES, Retries, read_record
 from nfnets.errors import UserError
 
 # Batches in the "endless" training stream: more than any run takes.
@@ -67,6 +68,7 @@ def train_batches(
     prefetch: int = 2,
     max_bad_records: int = 100,
     bad_records_so_far: int = 0,
+    retries: Retries = DEFAULT_RETRIES,
 ) -> BatchIterator[TrainBatch]:
     """Returns the endless training batches from `start_step` on.
 
@@ -86,10 +88,12 @@ def train_batches(
         prefetch: likewise.
         max_bad_records: more distinct unreadable records than this are an error.
         bad_records_so_far: how many of them the run met before `start_step`.
+        retries: how long to go on with a record while its source fails.
 
     Raises:
         UserError: no records, or a batch size that the devices cannot share. While
-            iterating: too many unreadable records, or a worker process that died.
+            iterating: too many unreadable records, a source that fails for too long, or a
+            worker process that died.
     """
     shard = shard or HostShard()
     if not len(source):
@@ -106,6 +110,7 @@ def train_batches(
         order=StreamOrder(seed=seed, num_records=len(source)),
         layout=layout,
         crop=crop,
+        retries=retries,
     )
     first = start_step * layout.chunks_per_batch
     numbers = range(first, first + _ENDLESS * layout.chunks_per_batch)
@@ -128,6 +133,7 @@ def eval_batches(
     threads: int | None = None,
     workers: int = 0,
     prefetch: int = 2,
+    retries: Retries = DEFAULT_RETRIES,
 ) -> BatchIterator[EvalBatch]:
     """Returns batches that hold every example exactly once, in order, padded at the end.
 
@@ -143,10 +149,12 @@ def eval_batches(
         threads: see `pipeline.Parallelism`.
         workers: likewise.
         prefetch: likewise.
+        retries: as in `train_batches`.
 
     Raises:
         UserError: no records, a size below one, or an unknown preprocessing. While
-            iterating: an unreadable record, or a worker process that died.
+            iterating: an unreadable record, a source that fails for too long, or a worker
+            process that died.
     """
     shard = shard or HostShard()
     if not len(source):
@@ -164,7 +172,11 @@ def eval_batches(
     rounded = math.ceil(batch_size / shard.num_devices) * shard.num_devices
     layout = Layout.choose(rounded, shard, read)
     load = _LoadEvalChunk(
-        source=source, layout=layout, image_size=image_size, preprocessing=preprocessing
+        source=source,
+        layout=layout,
+        image_size=image_size,
+        preprocessing=preprocessing,
+        retries=retries,
     )
     numbers = range(math.ceil(len(source) / rounded) * layout.chunks_per_batch)
 
@@ -182,23 +194,31 @@ class _LoadTrainChunk:
     order: StreamOrder
     layout: Layout
     crop: images.CropOptions
+    retries: Retries
 
-    def __call__(self, chunk_number: int) -> Chunk:
+    def __call__(self, chunk_number: int, sleep: Callable[[float], None]) -> Chunk:
         step, places = self.layout.locate(chunk_number)
         chunk = _empty_chunk(places, self.crop.image_size)
         bad: list[tuple[str, str]] = []
         for row, place in enumerate(places):
             position = step * self.layout.batch_size + place
-            chunk.labels[row] = self._load(position, chunk.images[row], bad)
+            chunk.labels[row] = self._load(position, chunk.images[row], bad, sleep)
         return chunk._replace(bad=tuple(bad))
 
-    def _load(self, position: int, out: np.ndarray, bad: list[tuple[str, str]]) -> int:
+    def _load(
+        self,
+        position: int,
+        out: np.ndarray,
+        bad: list[tuple[str, str]],
+        sleep: Callable[[float], None],
+    ) -> int:
         """Loads the record at `position` of the stream, or the next readable one.
 
         Args:
             position: in the endless stream of examples.
             out: where to write the crop, uint8 [S, S, 3].
             bad: where to append the (name, reason) of each unreadable record.
+            sleep: see `read_record`.
 
         Returns:
             The label.
@@ -207,7 +227,8 @@ class _LoadTrainChunk:
         tries = min(len(self.source), _MAX_REPLACEMENTS)
         for offset in range(tries):
             try:
-                record = self.source[(index + offset) % len(self.source)]
+                number = (index + offset) % len(self.source)
+                record = read_record(self.source, number, self.retries, sleep)
                 image = images.decode_record(record)
                 images.random_crop(image, self.crop, self.order.rng(position), out=out)
                 return record.label
@@ -227,8 +248,9 @@ class _LoadEvalChunk:
     layout: Layout
     image_size: int
     preprocessing: str
+    retries: Retries
 
-    def __call__(self, chunk_number: int) -> Chunk:
+    def __call__(self, chunk_number: int, sleep: Callable[[float], None]) -> Chunk:
         step, places = self.layout.locate(chunk_number)
         chunk = _empty_chunk(places, self.image_size)
         for row, place in enumerate(places):
@@ -236,7 +258,7 @@ class _LoadEvalChunk:
             if index >= len(self.source):
                 chunk.images[row:], chunk.labels[row:], chunk.real[row:] = 0, 0, False
                 break
-            record = self.source[index]
+            record = read_record(self.source, index, self.retries, sleep)
             chunk.labels[row] = record.label
             image = images.decode_record(record)
             images.preprocess_eval(

@@ -18,7 +18,8 @@ from absl import logging
 import numpy as np
 
 from nfnets.data.class_names import readable_names
-from nfnets.data.records import Dataset, EmptySource, Record, UnreadableRecordError
+from nfnets.data.records import Dataset, EmptySource, Record, named_error
+from nfnets.data.retries import retry
 from nfnets.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -86,7 +87,7 @@ class FolderSource:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise UnreadableRecordError(path, error.strerror or str(error)) from error
+            raise named_error(error, path) from error
         return Record(data, int(self.labels[position]), path)
 
 
@@ -157,7 +158,7 @@ def load_index(root: pathlib.Path, index_dir: str | None, field: str) -> FolderI
             return index
     started = time.time_ns()
     try:
-        index = scan(root)
+        index = retry(lambda: scan(root), str(root))
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     if not index.class_names:

@@ -8,6 +8,7 @@ Letters of shapes: D local devices, B images per device, S side of the images, p
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 from multiprocessing import connection, parent_process
 import os
 import re
@@ -22,6 +23,7 @@ import cv2
 import grain
 import numpy as np
 
+from nfnets.data.closing import BatchesClosedError, Closing
 from nfnets.data.records import UnreadableRecordError
 from nfnets.errors import UserError
 
@@ -182,7 +184,7 @@ class BatchIterator(Generic[T], Iterator[T]):
     def __init__(
         self,
         numbers: range,
-        load: Callable[[int], Chunk],
+        load: Callable[[int, Callable[[float], None]], Chunk],
         layout: Layout,
         read: Parallelism,
         finish: Callable[[Chunk], T],
@@ -191,17 +193,18 @@ class BatchIterator(Generic[T], Iterator[T]):
 
         Args:
             numbers: chunks to make, whole batches of them.
-            load: makes a chunk from its number; picklable.
+            load: makes a chunk from its number, and waits with the function that it gets,
+                which raises an error when the batches are closed; picklable.
             layout: of the chunks in the batches.
             read: threads, processes and buffers.
             finish: turns a batch, arrays of [D, B, ...], into what the caller wants.
         """
         self._finish = finish
-        self._stop = threading.Event()
+        closing = Closing()
         self._iterator: grain.DatasetIterator | None = _start(
-            _pipeline(numbers, load, layout, read, self._stop), read.prefetch
+            _pipeline(numbers, load, layout, read, closing), read.prefetch
         )
-        self._close = weakref.finalize(self, _close, self._iterator, self._stop)
+        self._close = weakref.finalize(self, _close, self._iterator, closing)
 
     def __iter__(self) -> Self:
         return self
@@ -242,17 +245,17 @@ class BatchIterator(Generic[T], Iterator[T]):
 
 def _pipeline(
     numbers: range,
-    load: Callable[[int], Chunk],
+    load: Callable[[int, Callable[[float], None]], Chunk],
     layout: Layout,
     read: Parallelism,
-    stop: threading.Event,
+    closing: Closing,
 ) -> grain.IterDataset:
     """Chunk numbers -> chunks, by threads or processes -> batches."""
     _prepare_process()
     ahead = read.num_threads * (1 if read.workers else _CHUNKS_AHEAD)
     stream = (
         grain.MapDataset.range(numbers.start, numbers.stop)
-        .map(load)
+        .map(functools.partial(load, sleep=closing.sleep))
         .to_iter_dataset(
             grain.ReadOptions(num_threads=read.num_threads, prefetch_buffer_size=ahead)
         )
@@ -273,8 +276,8 @@ def _pipeline(
 
     def stop_when_closed(chunk: Chunk) -> Chunk:
         # Otherwise closing would wait until the batch in the making is complete.
-        if stop.is_set():
-            raise RuntimeError("the batches were closed")
+        if closing.is_set():
+            raise BatchesClosedError("the batches were closed")
         return chunk
 
     return stream.map(stop_when_closed).batch(
@@ -312,9 +315,10 @@ class _Join:
         )
 
 
-def _close(iterator: grain.DatasetIterator, stop: threading.Event) -> None:
-    stop.set()
+def _close(iterator: grain.DatasetIterator, closing: Closing) -> None:
+    closing.set()
     iterator.close()
+    closing.clear()
 
 
 def _raise_for_user(error: BaseException) -> None:

@@ -1,9 +1,19 @@
 """What a dataset is to the rest of the program: records by number, and class names."""
 
 import dataclasses
+import errno
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+# What `is_lasting`.
+_LASTING_TYPES = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_LASTING_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 
 
 class Record(NamedTuple):
@@ -31,13 +41,16 @@ class RecordSource(Protocol):
         """Returns record `index`, in [0, len(self)).
 
         Raises:
-            UnreadableRecordError: if the record cannot be read; the message names it.
+            UnreadableRecordError: if the record is missing or damaged.
+            OSError: if it cannot be read at the moment and may be later; `filename` is
+                the record's name. (The kinds that do not pass, such as FileNotFoundError,
+                count as the former.)
         """
         ...
 
 
 class UnreadableRecordError(Exception):
-    """A record that cannot be read or decoded.
+    """A record that is missing, damaged or cannot be decoded.
 
     Training replaces such a record by another one, evaluation stops at it.
 
@@ -54,6 +67,32 @@ class UnreadableRecordError(Exception):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+def named_error(error: OSError, name: str) -> OSError | UnreadableRecordError:
+    """Returns what a source raises for a record that it failed to read.
+
+    Args:
+        error: the failure.
+        name: the record's name.
+
+    Returns:
+        An UnreadableRecordError if reading again would fail again, else an OSError.
+    """
+    if is_lasting(error):
+        return UnreadableRecordError(name, reason_of(error))
+    return OSError(error.errno, reason_of(error), name)
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether a failure to read is of the kind that reading again does not mend."""
+    return isinstance(error, _LASTING_TYPES) or error.errno in _LASTING_CODES
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line and without the name of the file."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(text.splitlines()), type(error).__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

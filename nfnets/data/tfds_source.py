@@ -5,9 +5,11 @@ TensorFlow; only preparing a dataset (`nfnets.data.prepare`) needs it. The files
 decide what is read: the code that once made the dataset is not imported.
 """
 
-from collections.abc import Mapping, Sequence
 import contextlib
+import copy
 import dataclasses
+import errno
+import os
 import re
 import shlex
 from typing import Any
@@ -16,9 +18,18 @@ from etils import epath
 from google.protobuf import message
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.data_sources import base
 
 from nfnets.data.class_names import readable_names
-from nfnets.data.records import Dataset, EmptySource, Record, UnreadableRecordError
+from nfnets.data.records import (
+    Dataset,
+    EmptySource,
+    Record,
+    UnreadableRecordError,
+    named_error,
+    reason_of,
+)
+from nfnets.data.retries import read_record
 from nfnets.errors import UserError
 
 _READABLE_FORMAT = "array_record"
@@ -36,7 +47,7 @@ class TfdsSource:
         name: of the dataset and the split.
     """
 
-    examples: Sequence[Mapping[str, Any]]
+    examples: base.BaseDataSource
     name: str
 
     def __len__(self) -> int:
@@ -44,16 +55,33 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         name = f"{self.name}[{index}]"
+        files = self.examples.data_source
         try:
             example = self.examples[index]
         except _DAMAGED as error:
-            raise UnreadableRecordError(name, _one_line(error)) from error
+            self._reopen(files)
+            failure = _as_os_error(error)
+            if failure is not None:
+                raise named_error(failure, name) from error
+            raise UnreadableRecordError(name, reason_of(error)) from error
         if "file_name" in example:
             name += f" ({_text(example['file_name'])})"
         image = example["image"]
+        if image is None or example["label"] is None:  # of a file that was cut short
+            raise UnreadableRecordError(name, "the record is empty")
         if not isinstance(image, bytes):
             image = np.asarray(image)
         return Record(image, int(example["label"]), name)
+
+    def _reopen(self, files: Any) -> None:
+        """Forgets open files: array_record fails forever with one that failed once.
+
+        Args:
+            files: what was read from. Another thread may have replaced it already.
+        """
+        if self.examples.data_source is files:
+            # Its copies open their files anew. Other threads may still use the old ones.
+            self.examples.data_source = copy.copy(files)
 
 
 def open_tfds(
@@ -164,7 +192,7 @@ def _open_split(
             f"{', '.join(builder.info.splits)}"
         ) from error
     with contextlib.suppress(UnreadableRecordError):  # which is for the pipeline to count
-        if source[0].label < 0:
+        if read_record(source, 0).label < 0:
             raise UserError(f"{field}={split!r} of tfds:{dataset} has no labels; change it")
     return source
 
@@ -189,6 +217,16 @@ def _text(value: bytes | str) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _one_line(error: Exception) -> str:
-    """The first line of an error's text, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _as_os_error(error: Exception) -> OSError | None:
+    """The failed system call behind an error of array_record; None if there is none.
+
+    array_record raises RuntimeErrors, such as "pread() failed: Input/output error; reading
+    /data/..." or, for a damaged file, "Corrupted Riegeli/records file: ...".
+    """
+    if isinstance(error, OSError):
+        return error
+    call = re.match(r"\w+\(\) failed: ([^;]+)", str(error))
+    if not isinstance(error, RuntimeError) or call is None:
+        return None
+    codes = {os.strerror(code): code for code in errno.errorcode}
+    return OSError(codes.get(call[1], errno.EIO), call[1])

@@ -1,6 +1,7 @@
 """Sources and files that several tests use."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import signal
@@ -62,18 +63,50 @@ class DeadlySource(NumberedSource):
 
 
 @dataclasses.dataclass(frozen=True)
+class FlakySource(NumberedSource):
+    """Some of its records can be read only after a few failures.
+
+    Attributes:
+        failures: how often each of `flaky` fails, in all processes together; -1: always.
+        flaky: numbers of these records.
+        marks: a folder that has a file for each of them, a byte for each failure.
+        code: of the OSError.
+    """
+
+    failures: int = 0
+    flaky: tuple[int, ...] = ()
+    marks: str = ""
+    code: int = errno.EIO
+
+    def __getitem__(self, index):
+        if index in self.flaky:
+            mark = pathlib.Path(self.marks, str(index))
+            if (
+                self.failures < 0
+                or not mark.exists()
+                or mark.stat().st_size < self.failures
+            ):
+                with mark.open("ab") as file:
+                    file.write(b".")
+                raise OSError(self.code, os.strerror(self.code), f"record {index}")
+        return super().__getitem__(index)
+
+
+@dataclasses.dataclass(frozen=True)
 class SlowSource(NumberedSource):
     """Takes its time over every record.
 
     Attributes:
         marks: a folder; every process that reads records leaves a file there.
+        seconds: that a record takes.
     """
 
     marks: str = ""
+    seconds: float = 0.02
 
     def __getitem__(self, index):
         pathlib.Path(self.marks, str(os.getpid())).touch()
-        time.sleep(0.02)
+        time.sleep(self.seconds)
         return super().__getitem__(index)
 
 
