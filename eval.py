@@ -6,6 +6,7 @@ from nfnets.errors import UserError
 from nfnets.training import cli
 
 _CONFIG = cli.define_config()
+_PROCESSES = cli.ProcessFlags()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a run of train.py; eval.json is written there."
 )
@@ -17,14 +18,16 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, in place o
 
 def main() -> None:
     """Runs evaluation with the command line's flags."""
-    from nfnets.training import scoring  # after parsing: mistakes answer at once
+    # After parsing: mistakes answer at once.
+    from nfnets.training import distributed, scoring
 
     if (_WORKDIR.value is None) == (_WEIGHTS.value is None):
         raise UserError("give either --workdir=DIR or --weights=FILE")
-    if _WEIGHTS.value is not None:
-        scoring.evaluate_weights(_CONFIG.value, _WEIGHTS.value)
-    else:
-        scoring.evaluate_workdir(_CONFIG.value, _WORKDIR.value, step=_STEP.value)
+    with distributed.session(**_PROCESSES.values()):
+        if _WEIGHTS.value is not None:
+            scoring.evaluate_weights(_CONFIG.value, _WEIGHTS.value)
+        else:
+            scoring.evaluate_workdir(_CONFIG.value, _WORKDIR.value, step=_STEP.value)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from absl import flags
 from nfnets.training import cli
 
 _CONFIG = cli.define_config()
+_PROCESSES = cli.ProcessFlags()
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -16,12 +17,14 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 
 
-def main() -> None:
-    """Runs training with the command line's flags."""
-    from nfnets.training import loop  # after parsing: --help and mistakes answer at once
+def main() -> int:
+    """Runs training with the command line's flags; returns the exit code."""
+    # After parsing: --help and mistakes answer at once.
+    from nfnets.training import distributed, loop
 
     workdir = _WORKDIR.value or cli.default_workdir()
-    loop.train(_CONFIG.value, workdir, dry_run=_DRY_RUN.value)
+    with distributed.session(**_PROCESSES.values()):
+        return loop.train(_CONFIG.value, workdir, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":

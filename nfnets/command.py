@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
 def complain(error: Exception) -> int:
     """Shows a user's mistake as one line on stderr; returns the exit code for it."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, UserError) else 2
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its result.
 
-    A user's mistake is shown as one line on stderr and ends with exit code 2, an interrupt
+    A `UserError` is shown as one line on stderr and ends with its exit code, an interrupt
     from the keyboard with 130.
     """
     try:

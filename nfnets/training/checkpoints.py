@@ -1,20 +1,24 @@
 """Checkpoints: the train state and what it belongs to, written by Orbax."""
 
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import json
 import logging as standard_logging
 import pathlib
+import time
 from typing import Any
+import zlib
 
-from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nfnets.errors import UserError
 from nfnets.models import Params, State
+from nfnets.training.files import write_whole
+from nfnets.training.provenance import Provenance
 from nfnets.training.state import TrainState
-from nfnets.training.step import device_mesh
 
 # The weights themselves, beside their averages.
 RAW = "raw"
@@ -22,27 +26,22 @@ BEST_METRIC = "eval/top1"
 _SHOWN_DIFFERENCES = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a checkpoint's arrays belong to.
-
-    Attributes:
-      config: the resolved config, `section.field` -> value.
-      class_names: the dataset's, index = label.
-      bad_records: unreadable training records so far.
-    """
-
-    config: Mapping[str, Any]
-    class_names: tuple[str, ...]
-    bad_records: int
+class DamagedCheckpointError(Exception):
+    """A checkpoint cannot be read as it was written."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Saving goes on in the background.
 
     The state is stored as one flat dictionary from path to array, so that a checkpoint
-    describes itself and two can be compared name by name.
+    describes itself and two can be compared name by name. Of several processes one reads
+    and writes; the state is the same in all of them.
+
+    Beside what Orbax writes, each checkpoint has the arrays' CRC-32 sums in its provenance
+    and, once it is complete, the sizes of its files in `FILES_NAME`.
     """
+
+    FILES_NAME = "files.json"
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, keep_best: int = 0) -> None:
         """Opens or creates `workdir/checkpoints`.
@@ -53,25 +52,38 @@ class Checkpoints:
           keep_best: best ones by `BEST_METRIC` to keep besides.
         """
         standard_logging.getLogger("orbax").setLevel(standard_logging.ERROR)
-        policies: list[preservation_policy.PreservationPolicy] = [
+        self._folder = (pathlib.Path(workdir) / "checkpoints").absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._policies: list[preservation_policy.PreservationPolicy] = [
             preservation_policy.LatestN(keep)
         ]
         if keep_best:
-            policies.append(
+            self._policies.append(
                 preservation_policy.BestN(
                     n=keep_best,
                     get_metric_fn=lambda metrics: metrics[BEST_METRIC],
                     keep_checkpoints_without_metrics=False,
                 )
             )
+        self._unlisted: int | None = None  # step whose files are not listed yet
+        self._open()
+
+    def _open(self) -> None:
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
         self._manager = ocp.CheckpointManager(
-            (pathlib.Path(workdir) / "checkpoints").absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                create=False,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    self._policies
+                ),
+                multiprocessing_options=alone,
             ),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "provenance": ocp.JsonCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                "provenance": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
             },
         )
 
@@ -95,30 +107,126 @@ class Checkpoints:
           state: replicated; may be donated once this returns.
           provenance: what it belongs to.
           metrics: of an evaluation at this step, for keeping the best.
+
+        Raises:
+          OSError: this checkpoint or the one before it could not be written. What was
+            complete before stays.
         """
         step = int(state.step)
+        self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flatten(state)),
-                provenance=ocp.args.JsonSave(dataclasses.asdict(provenance)),
-            ),
-            metrics=dict(metrics) if metrics else None,
-        )
+        # Copied, because on CPU the step that follows would overwrite what is being saved.
+        arrays = {path: np.array(leaf) for path, leaf in _flatten(state).items()}
+        sums = {path: _checksum(array) for path, array in arrays.items()}
+        with self._writing(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    provenance=ocp.args.JsonSave(
+                        {**provenance.as_json(), "checksums": sums}
+                    ),
+                ),
+                metrics=dict(metrics) if metrics else None,
+            )
+            self._unlisted = step
+
+    def poll(self) -> None:
+        """Looks after a checkpoint that is being written, without waiting for it.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if self._unlisted is None or self._manager.is_saving_in_progress():
+            return
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for a checkpoint that is being written.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        step, self._unlisted = self._unlisted, None
+        if step is None:
+            return
+        with self._writing(step):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            _list_files(self._folder / str(step))
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Turns whatever keeps Orbax from writing into an OSError and starts it afresh."""
+        try:
+            yield
+        except Exception as error:  # of many types: OSError, ValueError, JaxRuntimeError
+            self._unlisted = None
+            with contextlib.suppress(Exception):  # it says the same once more
+                self._manager.close()
+            self._open()
+            raise OSError(f"checkpoint {step}: {_first_line(error)}") from error
+
+    def restore_newest(
+        self, template: TrainState, *, complain: Callable[[str], None]
+    ) -> tuple[TrainState, Provenance] | None:
+        """Reads the newest checkpoint that is not damaged.
+
+        Damaged ones are moved to `damaged/` in the workdir.
+
+        Args:
+          template: arrays or `jax.ShapeDtypeStruct`s that say what is expected.
+          complain: gets a line about each damaged one.
+
+        Returns:
+          The state as numpy arrays and what it belongs to; None without any checkpoint.
+
+        Raises:
+          UserError: the checkpoint holds other arrays, or all of them are damaged.
+        """
+        steps = self.all_steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(step, template), self.read_provenance(step)
+            except DamagedCheckpointError as error:
+                place = self._set_aside(step)
+                complain(f"WARNING   {error}; moved to {place}")
+        if steps:
+            raise UserError(
+                f"no checkpoint of {self._folder} can be read; choose another --workdir "
+                "to start over"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        place = self._folder.parent / "damaged" / f"{step}-{time.time_ns()}"
+        place.parent.mkdir(exist_ok=True)
+        (self._folder / str(step)).rename(place)
+        self._manager.reload()
+        return place
 
     def read_provenance(self, step: int) -> Provenance:
-        """Returns what the checkpoint of `step` belongs to."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore())
-        )
-        stored = dict(restored["provenance"])
-        stored["class_names"] = tuple(stored["class_names"])
-        return Provenance(**stored)
+        """Returns what the checkpoint of `step` belongs to.
+
+        Raises:
+          DamagedCheckpointError: it cannot be read.
+        """
+        stored, _ = self._read_provenance(step)
+        return stored
+
+    def _read_provenance(self, step: int) -> tuple[Provenance, Mapping[str, int]]:
+        self._check_files(step)
+        with self._reading(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore())
+            )
+            stored = dict(restored["provenance"])
+            checksums = stored.pop("checksums")
+            return Provenance.from_json(stored), checksums
 
     def restore(self, step: int, template: TrainState) -> TrainState:
-        """Reads the state of `step`, replicated over all devices.
+        """Reads the state of `step`, as numpy arrays.
 
         Args:
           step: of an existing checkpoint.
@@ -126,17 +234,12 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint holds other arrays; the message names some.
+          DamagedCheckpointError: it cannot be read.
         """
         expected = _flatten(template)
+        self._check_files(step)
         self._check_arrays(step, expected)
-        sharding = _replicated()
-        shapes = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for path, leaf in expected.items()
-        }
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        )["state"]
+        restored = self._read_arrays(step, expected)
         leaves = [restored[path] for path in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
@@ -145,17 +248,13 @@ class Checkpoints:
 
         Returns:
           "raw" for the parameters themselves, or an average's name -> (params, net_state),
-          replicated over all devices.
+          as numpy arrays.
+
+        Raises:
+          DamagedCheckpointError: they cannot be read.
         """
-        metadata = self._manager.item_metadata(step)["state"]
-        sharding = _replicated()
-        shapes = {
-            path: jax.ShapeDtypeStruct(entry.shape, entry.dtype, sharding=sharding)
-            for path, entry in metadata.items()
-        }
-        arrays = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-        )["state"]
+        self._check_files(step)
+        arrays = self._read_arrays(step, self._metadata(step))
         weights = {RAW: (_subtree(arrays, "params"), _subtree(arrays, "net_state"))}
         for name in sorted({p.split("|")[1] for p in arrays if p.startswith("ema|")}):
             weights[name] = (
@@ -164,9 +263,57 @@ class Checkpoints:
             )
         return weights
 
+    def _read_arrays(self, step: int, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of `step`, whose sums are checked, like those `expected`."""
+        _, sums = self._read_provenance(step)
+        templates = {
+            path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+            for path, leaf in expected.items()
+        }
+        with self._reading(step):
+            arrays = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(templates))
+            )["state"]
+        for path, array in arrays.items():
+            if _checksum(array) != sums[path]:
+                raise DamagedCheckpointError(
+                    f"checkpoint {self._folder}/{step} is damaged: {path} is not what was "
+                    "written"
+                )
+        return arrays
+
+    def _check_files(self, step: int) -> None:
+        """Finds missing and cut files before Orbax meets them."""
+        folder = self._folder / str(step)
+        with self._reading(step):
+            try:
+                sizes = json.loads((folder / self.FILES_NAME).read_text())
+            except FileNotFoundError:  # killed between its completion and the listing
+                return
+            for name, size in sizes.items():
+                found = (folder / name).stat().st_size
+                if found != size:
+                    raise ValueError(f"{name} has {found} bytes instead of {size}")
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns whatever keeps Orbax from reading into a DamagedCheckpointError."""
+        try:
+            yield
+        except Exception as error:  # of many types: OSError, ValueError, KeyError, ...
+            raise DamagedCheckpointError(
+                f"checkpoint {self._folder}/{step} is damaged: {_first_line(error)}"
+            ) from error
+
+    def _metadata(self, step: int) -> Mapping[str, Any]:
+        with self._reading(step):
+            metadata = self._manager.item_metadata(step)["state"]
+            if metadata is None:
+                raise ValueError("the list of its arrays is missing")
+            return dict(metadata.items())
+
     def _check_arrays(self, step: int, expected: Mapping[str, Any]) -> None:
-        metadata = self._manager.item_metadata(step)["state"]
-        stored = {path: tuple(entry.shape) for path, entry in metadata.items()}
+        stored = {p: tuple(entry.shape) for p, entry in self._metadata(step).items()}
         wanted = {path: tuple(leaf.shape) for path, leaf in expected.items()}
         if stored == wanted:
             return
@@ -183,87 +330,34 @@ class Checkpoints:
             + (f"; and {more} more" if more > 0 else "")
         )
 
-    def wait(self) -> None:
-        """Waits for a checkpoint that is being written."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits for a checkpoint that is being written and lets go of the folder."""
+        """Lets go of the folder. A checkpoint in the making is finished first."""
         self._manager.close()
-        logging.debug("closed checkpoints")
-
-
-def check_same_run(
-    stored: Provenance, current: Provenance, workdir: pathlib.Path
-) -> list[str]:
-    """Compares a checkpoint's config with the run's.
-
-    Args:
-      stored: the checkpoint's.
-      current: the run's.
-      workdir: for the message.
-
-    Returns:
-      The other fields that differ, one `field: old -> new` each.
-
-    Raises:
-      UserError: the model, its classes or the optimizer differ.
-    """
-    differing = {
-        name: (stored.config[name], value)
-        for name, value in current.config.items()
-        # A field that did not exist when the checkpoint was written tells nothing.
-        if name in stored.config and _as_json(stored.config[name]) != _as_json(value)
-    }
-    essential = [
-        f"{name} is {old!r} there and {new!r} here"
-        for name, (old, new) in differing.items()
-        if _decides_arrays(name, old, new)
-    ]
-    if stored.class_names != current.class_names:
-        pairs = zip(stored.class_names, current.class_names, strict=False)
-        first = next(((a, b) for a, b in pairs if a != b), None)
-        essential.append(
-            f"class names differ ({first[0]!r} there, {first[1]!r} here)"
-            if first
-            else f"{len(stored.class_names)} classes there, {len(current.class_names)} here"
-        )
-    if essential:
-        raise UserError(
-            f"{workdir} holds a checkpoint of another run: {'; '.join(essential)}; choose "
-            "another --workdir, or the same settings to resume"
-        )
-    return [f"{name}: {old} -> {new}" for name, (old, new) in differing.items()]
-
-
-def _decides_arrays(name: str, old: Any, new: Any) -> bool:
-    """Whether a difference in this field makes another set of arrays."""
-    if name in ("model.name", "model.num_classes", "optimizer.name") or name.startswith(
-        "model.overrides."
-    ):
-        return True
-    if name in ("optimizer.clipping", "optimizer.clip_norm") or name.startswith(
-        "train.ema."
-    ):
-        return (old is None) != (new is None)
-    return name == "train.log_layers"
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _replicated() -> jax.sharding.Sharding:
-    return jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec())
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _list_files(folder: pathlib.Path) -> None:
+    """Writes the sizes of a complete checkpoint's files beside them."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+    write_whole(folder / Checkpoints.FILES_NAME, json.dumps(sizes))
 
 
 def _subtree(arrays: Mapping[str, Any], prefix: str) -> Params:
     """Undoes `_flatten` for a tree module -> name -> array below `prefix`."""
-    tree: dict[str, dict[str, jax.Array]] = {}
+    tree: dict[str, dict[str, np.ndarray]] = {}
     for path, array in arrays.items():
         if path.startswith(f"{prefix}|"):
             module, name = path.removeprefix(f"{prefix}|").split("|")

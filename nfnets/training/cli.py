@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import pathlib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import ml_collections
@@ -24,10 +24,35 @@ def define_config() -> flags.FlagHolder:
     )
 
 
+class ProcessFlags:
+    """The flags that say which processes make up a run."""
+
+    def __init__(self) -> None:
+        """Defines the flags."""
+        self._holders = {
+            "coordinator": flags.DEFINE_string(
+                "coordinator",
+                None,
+                "HOST:PORT of process 0, where a run has several processes. Not needed on "
+                "Slurm and Cloud TPU. Also: JAX_COORDINATOR_ADDRESS.",
+            ),
+            "num_processes": flags.DEFINE_integer(
+                "num_processes", None, "How many they are. Also: JAX_NUM_PROCESSES."
+            ),
+            "process_id": flags.DEFINE_integer(
+                "process_id", None, "Which one this is, from 0. Also: JAX_PROCESS_ID."
+            ),
+        }
+
+    def values(self) -> dict[str, Any]:
+        """Returns the arguments of `nfnets.training.distributed.session`."""
+        return {name: holder.value for name, holder in self._holders.items()}
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Parses the command line, calls `main` and exits with its result.
 
-    A user's mistake is shown as one line on stderr and ends with exit code 2, an interrupt
+    A `UserError` is shown as one line on stderr and ends with its exit code, an interrupt
     from the keyboard with 130.
     """
 
@@ -106,6 +131,19 @@ def _join_values(arguments: list[str]) -> list[str]:
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
     return any(a.lstrip("-").startswith("help") for a in arguments)
+
+
+class _IntOrWord(flags.ArgumentParser):
+    """Reads 8 as a number and auto as a word."""
+
+    def parse(self, argument: str) -> int | str:
+        return int(argument) if argument.lstrip("-").isdigit() else argument
+
+    def flag_type(self) -> str:
+        return "int or word"
+
+
+config_flags.register_flag_parser_for_type(int | str, _IntOrWord())
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:

@@ -272,6 +272,15 @@ def fitting_microbatches(
     return [size for size in range(unit, per_device + 1, unit) if per_device % size == 0]
 
 
+def with_microbatch(
+    config: ml_collections.FrozenConfigDict, microbatch: int | None
+) -> ml_collections.FrozenConfigDict:
+    """Returns a resolved config with another `train.microbatch`."""
+    changed = ml_collections.ConfigDict(config)
+    changed.train.microbatch = microbatch
+    return ml_collections.FrozenConfigDict(changed)
+
+
 def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Inverts `flatten`."""
     config = ml_collections.ConfigDict(allow_dotted_keys=False)

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import json
 import pathlib
 import time
-from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from nfnets.analysis.curves import plot_curves
-from nfnets.data import Dataset, TrainBatch, train_batches
+from nfnets.data import BatchIterator, Dataset, TrainBatch, train_batches
+from nfnets.errors import UserError
 from nfnets.models import Model, Params, State
-from nfnets.training import setup
-from nfnets.training.checkpoints import RAW, Checkpoints, Provenance, check_same_run
-from nfnets.training.config import check_split, flatten, model_spec, resolve
+from nfnets.training import distributed, setup
+from nfnets.training.checkpoints import RAW
+from nfnets.training.config import AUTO, check_split, flatten, model_spec, resolve
 from nfnets.training.evaluation import Result, evaluate_dataset
-from nfnets.training.metrics import MetricsLog, Progress
+from nfnets.training.interrupts import StopRequest, stop_requests
+from nfnets.training.meter import Meter, NonFiniteError
+from nfnets.training.microbatch import choose_microbatch
+from nfnets.training.provenance import Provenance, check_same_run
+from nfnets.training.records import Records
 from nfnets.training.state import TrainState, build_model, build_optimizer, create_state
 from nfnets.training.step import (
     make_eval_step,
@@ -30,16 +31,8 @@ from nfnets.training.step import (
 )
 from nfnets.weights import initial_weights, read_weights_info
 
-CONFIG_FILE = "config.json"
 
-# Metrics that are not averaged between two log lines.
-_LAST_VALUE = ("learning_rate",)
-_MAXIMUM = ("agc_max_ratio",)
-
-
-def train(
-    config: ml_collections.ConfigDict, workdir: str, *, dry_run: bool = False
-) -> None:
+def train(config: ml_collections.ConfigDict, workdir: str, *, dry_run: bool = False) -> int:
     """Trains a model, or goes on from the newest checkpoint of `workdir`.
 
     Writes config.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at the end,
@@ -50,8 +43,12 @@ def train(
       workdir: folder of the run, made if absent.
       dry_run: print what would be run, take one step on fake data and write nothing.
 
+    Returns:
+      The program's exit code: 0 also after a stop that SIGTERM or SIGUSR1 asked for, 130
+      after one by Ctrl-C; in both cases the last step is saved.
+
     Raises:
-      UserError: the config, the data or the workdir are not usable.
+      UserError: the config, the data or the workdir are not usable, or the run failed.
     """
     if config.init_from is not None:
         info = read_weights_info(config.init_from)
@@ -65,13 +62,15 @@ def train(
     )
     check_split(resolved, num_devices=jax.device_count())
     model = setup.as_user_error(lambda: build_model(resolved))
+    if resolved.train.microbatch == AUTO:
+        resolved = choose_microbatch(resolved, model, say=distributed.say)
     for line in setup.describe(resolved, model, dataset):
-        print(line, flush=True)
+        distributed.say(line)
     if dry_run:
         _dry_run(resolved, model)
-        return
+        return 0
     run = _Run(config=resolved, workdir=folder, dataset=dataset, model=model)
-    run.train()
+    return run.train()
 
 
 def _dry_run(config: ml_collections.FrozenConfigDict, model: Model) -> None:
@@ -85,17 +84,35 @@ def _dry_run(config: ml_collections.FrozenConfigDict, model: Model) -> None:
     compiled = time.monotonic()
     _, metrics = step(state, batch)
     jax.block_until_ready(metrics)
-    print(
+    distributed.say(
         f"dry run   one step on fake data: loss {loss:.4f}, "
         f"{time.monotonic() - compiled:.2f} s (and {compiled - start:.1f} s to compile); "
-        "nothing was written",
-        flush=True,
+        "nothing was written"
     )
 
 
 @dataclasses.dataclass
+class _Position:
+    """Where a run stands.
+
+    Attributes:
+      state: replicated.
+      step: updates made.
+      bad_records: unreadable training records so far, of all processes.
+      rollbacks: see `Provenance`.
+      skipped_batches: see `Provenance`.
+    """
+
+    state: TrainState
+    step: int
+    bad_records: int = 0
+    rollbacks: int = 0
+    skipped_batches: int = 0
+
+
+@dataclasses.dataclass
 class _Run:
-    """One run's fixed parts; the changing ones go through `train`."""
+    """One run: its fixed parts, and where it stands."""
 
     config: ml_collections.FrozenConfigDict
     workdir: pathlib.Path
@@ -108,118 +125,190 @@ class _Run:
         self.optimizer = optimizer
         self.train_step = map_train_step(make_train_step(config, self.model, optimizer))
         self.eval_step = map_eval_step(make_eval_step(self.model))
-        self.bad_records = 0
 
-    def train(self) -> None:
-        """Trains to the last step."""
-        config = self.config
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(
-            self.workdir,
-            keep=config.checkpoint.keep,
-            keep_best=config.checkpoint.keep_best,
-        )
-        state = self._start(checkpoints)
-        first_step = int(state.step)
-        (self.workdir / CONFIG_FILE).write_text(
-            json.dumps(config.to_dict(), indent=2) + "\n"
-        )
-        log = MetricsLog(self.workdir, first_step)
-        progress = Progress(config.train.steps, first_step)
-        if first_step:
-            progress.say(f"resumed at step {first_step}")
-        try:
-            self._train_from(state, first_step, checkpoints, log, progress)
-        finally:
-            progress.close()
-            log.close()
-            checkpoints.close()
-        print(f"curves    {plot_curves(self.workdir)}")
+    def train(self) -> int:
+        """Trains to the last step, or until somebody asks for a stop.
 
-    def _start(self, checkpoints: Checkpoints) -> TrainState:
+        Returns:
+          The program's exit code.
+        """
+        with Records(self.config, self.workdir) as records, stop_requests() as stop:
+            position = self._start(records)
+            if position.step:
+                records.say(f"resumed at step {position.step}")
+            while True:
+                records.begin(position.step)
+                try:
+                    stopped = self._train_from(position, records, stop)
+                    break
+                except NonFiniteError as error:
+                    position = self._roll_back(error, position, records)
+            records.finish(position.state, self._provenance(position))
+            if stopped:
+                records.say(
+                    f"stopped after step {position.step}, which is saved; start again to "
+                    "go on from there"
+                )
+                return stop.exit_code
+            records.plot()
+        return 0
+
+    def _start(self, records: Records) -> _Position:
         """The newest checkpoint's state, or a fresh one."""
-        config = self.config
-        step = checkpoints.latest_step()
-        if step is None:
-            initial = initial_weights(config.init_from, self.model, config.seed)
-            return replicate(self._create_state(initial))
-        stored = checkpoints.read_provenance(step)
-        for change in check_same_run(stored, self._provenance(), self.workdir):
-            print(f"changed   {change} since the checkpoint", flush=True)
-        self.bad_records = stored.bad_records
-        return checkpoints.restore(step, jax.eval_shape(self._create_state))
+        found = records.restore(jax.eval_shape(self._create_state))
+        if found is None:
+            initial = initial_weights(self.config.init_from, self.model, self.config.seed)
+            return _Position(state=replicate(self._create_state(initial)), step=0)
+        state, stored = found
+        position = _Position(
+            state=replicate(state),
+            step=int(state.step),
+            bad_records=stored.bad_records,
+            rollbacks=stored.rollbacks,
+            skipped_batches=stored.skipped_batches,
+        )
+        for change in check_same_run(stored, self._provenance(position), self.workdir):
+            records.say(f"changed   {change} since the checkpoint")
+        return position
+
+    def _roll_back(
+        self, error: NonFiniteError, position: _Position, records: Records
+    ) -> _Position:
+        """Goes back to the last checkpoint, past the batches from there to `error`."""
+        config = self.config.train
+        batch = error.step + position.skipped_batches  # the last one that has been used
+        position.state = None  # its memory is wanted for the checkpoint
+        if config.on_nonfinite == "rollback" and position.rollbacks < config.max_rollbacks:
+            start = self._start(records)
+            start.rollbacks = position.rollbacks + 1
+            start.skipped_batches = batch - start.step
+            records.say(
+                f"WARNING   {error}: back to step {start.step}, going on with batch "
+                f"{batch + 1} (rollback {start.rollbacks} of {config.max_rollbacks})"
+            )
+            return start
+        found = records.newest_step()
+        kept = "there is no checkpoint" if found is None else f"step {found} is saved"
+        if config.on_nonfinite == "rollback":
+            advice = f"gave up after {config.max_rollbacks} rollbacks"
+        else:
+            advice = "config.train.on_nonfinite=rollback would skip such batches"
+        raise UserError(
+            f"{error}; {kept}; {advice}; a lower config.train.learning_rate may help",
+            exit_code=1,
+        )
 
     def _create_state(self, initial: tuple[Params, State] | None = None) -> TrainState:
         return setup.as_user_error(
             lambda: create_state(self.config, self.model, self.optimizer, initial)
         )
 
-    def _provenance(self) -> Provenance:
+    def _provenance(self, position: _Position) -> Provenance:
         return Provenance(
             config=flatten(self.config),
             class_names=self.dataset.class_names,
-            bad_records=self.bad_records,
+            bad_records=position.bad_records,
+            rollbacks=position.rollbacks,
+            skipped_batches=position.skipped_batches,
         )
 
-    def _train_from(
-        self,
-        state: TrainState,
-        first_step: int,
-        checkpoints: Checkpoints,
-        log: MetricsLog,
-        progress: Progress,
-    ) -> None:
+    def _train_from(self, position: _Position, records: Records, stop: StopRequest) -> bool:
+        """Moves `position` to the last step; returns whether a stop came before it."""
         config, last_step = self.config, self.config.train.steps
-        meter = _Meter(config.data.batch_size)
-        with self._train_batches(first_step) as batches:
-            upcoming = _load(batches) if first_step < last_step else None
+        first_step, found_before = position.step, position.bad_records
+        found_here = 0
+        if first_step >= last_step:
+            records.say(f"the run has its {last_step} steps already")
+            return False
+        is_alone = jax.process_count() == 1
+        if self._is_due("evaluate", first_step) and not records.is_evaluated(first_step):
+            self._evaluate_and_save(position, records, {"evaluate"})  # a stop was in haste
+        meter = Meter(config.data.batch_size)
+        with self._train_batches(position) as batches:
+            upcoming = _load(batches)
             for step in range(first_step + 1, last_step + 1):
                 arrays, bad_records = upcoming
-                state, metrics = self.train_step(state, arrays)
-                self.bad_records += len(bad_records)
+                found_here += len(bad_records)
+                position.state, metrics = self.train_step(position.state, arrays)
+                position.step = step
                 if step < last_step:  # copied to the devices while they compute
                     upcoming = _load(batches)
-                meter.add(metrics)
-                if step % config.train.log_every == 0 or step == last_step:
-                    summary = meter.summarize()
-                    summary["train/bad_records"] = self.bad_records
-                    summary["train/epoch"] = self._epoch(step)
-                    log.write(step, summary)
-                    progress.report(step, summary)
-                results = None
-                if _is_due(step, config.eval.every, last_step):
-                    with meter.paused():
-                        results = _eval_metrics(self._evaluate(state))
-                    log.write(step, results)
-                    progress.say(_eval_line(step, results))
-                if _is_due(step, config.checkpoint.every, last_step):
-                    with meter.paused():
-                        checkpoints.save(state, self._provenance(), results)
-        if first_step >= last_step:
-            progress.say(f"the run has its {last_step} steps already")
+                meter.add(step, metrics)
+                must_stop = stop.is_due(step)
+                actions = self._due_actions(step, must_stop)
+                # In several processes only where all of them come together anyway.
+                if (actions or is_alone) and records.needs_saving():
+                    actions.add("save")
+                if not actions:
+                    continue
+                meter.settle()
+                position.bad_records = found_before + distributed.total(found_here)
+                if "log" in actions:
+                    records.report(step, self._summary(meter, position))
+                with meter.paused():
+                    self._evaluate_and_save(position, records, actions)
+                if must_stop and step < last_step:
+                    return True
+        return False
 
-    def _train_batches(self, first_step: int) -> Any:
+    def _due_actions(self, step: int, must_stop: bool) -> set[str]:
+        """What follows a step: some of log, evaluate, save."""
+        actions = {name for name in ("log", "evaluate", "save") if self._is_due(name, step)}
+        if must_stop and step < self.config.train.steps:
+            # What a stop interrupts is short of time: saved now, evaluated after resuming.
+            return actions - {"evaluate"} | {"save"}
+        return actions
+
+    def _is_due(self, action: str, step: int) -> bool:
+        config = self.config
+        every = {
+            "log": config.train.log_every,
+            "evaluate": config.eval.every,
+            "save": config.checkpoint.every,
+        }[action]
+        if step == 0:
+            return False
+        return step == config.train.steps or (every is not None and step % every == 0)
+
+    def _summary(self, meter: Meter, position: _Position) -> dict[str, float]:
+        summary = meter.summarize()
+        summary["train/bad_records"] = position.bad_records
+        summary["train/rollbacks"] = position.rollbacks
+        summary["train/skipped_batches"] = position.skipped_batches
+        used = position.step * self.config.data.batch_size
+        summary["train/epoch"] = used / len(self.dataset.train)
+        return summary
+
+    def _evaluate_and_save(
+        self, position: _Position, records: Records, actions: set[str]
+    ) -> None:
+        results = None
+        if "evaluate" in actions:
+            results = _eval_metrics(self._evaluate(position.state))
+            records.log(position.step, results)
+            records.say(_eval_line(position.step, results))
+        if "save" in actions:
+            records.save(position.state, self._provenance(position), results)
+
+    def _train_batches(self, position: _Position) -> BatchIterator:
         config = self.config
         return train_batches(
             self.dataset.train,
             seed=config.seed,
             batch_size=config.data.batch_size,
             crop=setup.crop_options(config),
-            start_step=first_step,
+            start_step=position.step + position.skipped_batches,
             shard=setup.host_shard(),
             threads=config.data.threads,
             workers=config.data.workers,
             prefetch=config.data.prefetch,
             max_bad_records=config.data.max_bad_records,
-            bad_records_so_far=self.bad_records,
+            bad_records_so_far=position.bad_records,
         )
 
     def _evaluate(self, state: TrainState) -> dict[str, Result]:
         weights = {RAW: (state.params, state.net_state), **state.ema}
         return evaluate_dataset(self.config, self.dataset, self.eval_step, weights)
-
-    def _epoch(self, step: int) -> float:
-        return step * self.config.data.batch_size / len(self.dataset.train)
 
 
 def _load(batches: Iterator[TrainBatch]) -> tuple[dict[str, jax.Array], tuple[str, ...]]:
@@ -227,10 +316,6 @@ def _load(batches: Iterator[TrainBatch]) -> tuple[dict[str, jax.Array], tuple[st
     batch = next(batches)
     names = ("images", "labels", "example_index")
     return put_batch({name: getattr(batch, name) for name in names}), batch.bad_records
-
-
-def _is_due(step: int, every: int | None, last_step: int) -> bool:
-    return step == last_step or (every is not None and step % every == 0)
 
 
 def _eval_metrics(results: Mapping[str, Result]) -> dict[str, float]:
@@ -251,70 +336,3 @@ def _eval_line(step: int, metrics: Mapping[str, float]) -> str:
         if key != "eval/examples"
     ]
     return f"eval at step {step}: {'  '.join(parts)}  ({metrics['eval/examples']} images)"
-
-
-class _Meter:
-    """Collects the metrics of the steps since the last log line, and the time they took."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._steps: list[Mapping[str, jax.Array]] = []
-        self._timed_steps = 0
-        self._created = time.monotonic()
-        self._start: float | None = None
-        # Collectives of queued steps can deadlock on CPU devices: one step at a time there.
-        self._wait_for_each = jax.default_backend() == "cpu"
-
-    def add(self, metrics: Mapping[str, jax.Array]) -> None:
-        """Adds a step; its values may still be under computation."""
-        self._steps.append(metrics)
-        if self._wait_for_each or self._start is None:
-            jax.block_until_ready(metrics)
-        elif len(self._steps) > 2:  # keeps the host two steps ahead, no more
-            jax.block_until_ready(self._steps[-3])
-        if self._start is None:  # the first step compiles; time counts from its end
-            self._start = time.monotonic()
-        else:
-            self._timed_steps += 1
-
-    def summarize(self) -> dict[str, float]:
-        """Returns the figures since the last call and starts anew."""
-        steps = jax.device_get(self._steps)
-        now = time.monotonic()
-        summary = {}
-        for key in steps[0]:
-            values = np.asarray([step[key] for step in steps], np.float64)
-            if key in _LAST_VALUE:
-                value = values[-1]
-            elif key in _MAXIMUM:
-                value = values.max()
-            else:
-                value = values.mean()
-            summary[f"train/{key}"] = float(value)
-        if self._timed_steps:
-            timed, seconds = self._timed_steps, now - self._start
-        else:  # the very first step alone, compilation included
-            timed, seconds = len(steps), now - self._created
-        summary["train/images_per_sec"] = timed * self._batch_size / max(seconds, 1e-9)
-        self._steps, self._timed_steps, self._start = [], 0, now
-        return summary
-
-    def paused(self) -> "_Pause":
-        """A context whose duration does not count."""
-        return _Pause(self)
-
-    def delay(self, seconds: float) -> None:
-        """Moves the start of the interval."""
-        if self._start is not None:
-            self._start += seconds
-
-
-class _Pause:
-    def __init__(self, meter: _Meter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *exception: object) -> None:
-        self._meter.delay(time.monotonic() - self._entered)

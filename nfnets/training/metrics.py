@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard events, the progress on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import errno
 import json
 import math
 import pathlib
@@ -8,35 +9,105 @@ import sys
 import time
 from typing import TextIO
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 import tqdm
+
+from nfnets.training.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Writes metrics to `metrics.jsonl` and to TensorBoard event files of a workdir."""
+    """Writes metrics to `metrics.jsonl` and to TensorBoard event files of a workdir.
 
-    def __init__(self, workdir: pathlib.Path, first_step: int) -> None:
-        """Opens the files; entries after `first_step`, where a run resumes, are dropped."""
+    What cannot be written, on a full disk for instance, is kept and tried again with the
+    next entry.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, first_step: int, warn: Callable[[str], None]
+    ) -> None:
+        """Opens the files; entries after `first_step`, where a run resumes, are dropped.
+
+        Args:
+          workdir: of the run.
+          first_step: updates made before the first entry.
+          warn: gets a line when writing fails, and when it works again.
+        """
         self._path = pathlib.Path(workdir) / METRICS_FILE
         _drop_after(self._path, first_step)
-        self._file = self._path.open("a", buffering=1)
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=first_step + 1 if first_step else None
-        )
+        self._warn = warn
+        self._unwritten: list[tuple[int, dict[str, float]]] = []
+        self._has_failed = False
+        self._events: EventsWriter | None = None
+        self._purge_step = first_step + 1 if first_step else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line: `step` and the metrics, null for what is not finite."""
-        numbers = {key: _json_number(value) for key, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._unwritten.append((step, dict(metrics)))
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                self._write_line(*self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            if not self._has_failed:
+                self._warn(f"WARNING   cannot write metrics: {error}; trying again later")
+            self._has_failed = True
+            self._events = None  # the next ones go to a new file, for this one may be cut
+            return
+        if self._has_failed:
+            self._warn("metrics are written again; none is missing")
+            self._has_failed = False
+
+    def _write_line(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._events is None:
+            self._events = self._open_events()
         for key, value in metrics.items():
-            self._events.add_scalar(key, value, step)
+            summary = Summary(value=[Summary.Value(tag=key, simple_value=value)])
+            self._events.write_event(
+                Event(wall_time=time.time(), step=step, summary=summary)
+            )
+        self._events.flush()
+        # Last, so that a line is not there twice when the events had to be tried again.
+        numbers = {key: _json_number(value) for key, value in metrics.items()}
+        _append_line(self._path, json.dumps({"step": step, **numbers}))
+
+    def _open_events(self) -> EventsWriter:
+        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and its queue
+        # then blocks the training.
+        prefix = self._path.parent / f"events.{time.time_ns()}"
+        events = EventsWriter(str(prefix))
+        if self._purge_step is not None:
+            session = SessionLog(status=SessionLog.START)
+            events.write_event(
+                Event(wall_time=time.time(), step=self._purge_step, session_log=session)
+            )
+        return events
 
     def close(self) -> None:
         """Writes out what is left."""
-        self._file.close()
-        self._events.close()
+        if self._unwritten:
+            self._flush()
+        if self._events is not None:
+            self._events.close()
+
+
+def _append_line(path: pathlib.Path, line: str) -> None:
+    """Adds a whole line or nothing."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, 2)
+        data = line.encode() + b"\n"
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "no space left for a line", str(path))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
@@ -57,10 +128,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     kept = [entry for entry in entries if entry["step"] <= step]
     if not path.exists():
         return
-    # Replaced as a whole, so that a crash leaves the old file or the new one.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _json_number(value: float) -> float | None:
@@ -113,10 +181,16 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(line, file=self._stream)
+            else:
+                print(line, file=self._stream, flush=True)
+        except OSError as error:
+            # The output may go to the disk that is full: no reason to stop, and nobody to
+            # tell. A closed pipe is one.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
     def _time_left(self, step: int) -> str:
         done = max(1, step - self._first)

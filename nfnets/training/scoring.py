@@ -4,17 +4,21 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+import sys
 
 import ml_collections
 
 from nfnets.data import Dataset
 from nfnets.errors import UserError
 from nfnets.models import Params, State
-from nfnets.training import setup
-from nfnets.training.checkpoints import RAW, Checkpoints, Provenance
+from nfnets.models.counting import initial_shapes
+from nfnets.training import distributed, setup
+from nfnets.training.checkpoints import RAW, Checkpoints, DamagedCheckpointError
 from nfnets.training.config import resolve_evaluation, unflatten
 from nfnets.training.evaluation import Result, evaluate_dataset
-from nfnets.training.state import build_model
+from nfnets.training.files import write_whole
+from nfnets.training.provenance import Provenance
+from nfnets.training.state import build_model, ema_decays
 from nfnets.training.step import make_eval_step, map_eval_step, replicate
 from nfnets.weights import initial_weights, read_weights_info
 
@@ -29,7 +33,7 @@ class StoredRun:
 
     Attributes:
       step: of the checkpoint.
-      weights: "raw" or an average's name -> (params, net_state), on every device.
+      weights: "raw" or an average's name -> (params, net_state), numpy arrays.
       provenance: what the checkpoint belongs to.
     """
 
@@ -52,17 +56,46 @@ def read_run(workdir: str | pathlib.Path, *, step: int | None = None) -> StoredR
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no run: there is no folder {folder}/checkpoints")
     checkpoints = Checkpoints(folder)
-    found = checkpoints.all_steps()
-    step = checkpoints.latest_step() if step is None else step
-    if step not in found:
-        raise UserError(
-            f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}; it "
-            f"has {', '.join(map(str, found)) or 'none'}"
-        )
-    provenance = checkpoints.read_provenance(step)
-    weights = checkpoints.restore_weights(step)
-    checkpoints.close()
-    return StoredRun(step=step, weights=weights, provenance=provenance)
+    try:
+        found = checkpoints.all_steps()
+        if not found or (step is not None and step not in found):
+            raise UserError(
+                f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}; "
+                f"it has {', '.join(map(str, found)) or 'none'}"
+            )
+        for candidate in reversed(found) if step is None else [step]:
+            try:
+                return StoredRun(
+                    step=candidate,
+                    provenance=checkpoints.read_provenance(candidate),
+                    weights=checkpoints.restore_weights(candidate),
+                )
+            except DamagedCheckpointError as error:
+                print(f"WARNING: {error}", file=sys.stderr)
+        raise UserError(f"{workdir}: none of its checkpoints can be read")
+    finally:
+        checkpoints.close()
+
+
+def _read_run_everywhere(workdir: str, step: int | None) -> StoredRun:
+    """`read_run` by process 0, handed to all processes and put on their devices."""
+    run = read_run(workdir, step=step) if distributed.is_primary() else None
+    found = distributed.broadcast_object(run and [run.step, run.provenance.as_json()])
+    provenance = Provenance.from_json(found[1])
+    weights = _expected_weights(provenance) if run is None else run.weights
+    arrays = replicate(distributed.broadcast_arrays(weights))
+    return StoredRun(
+        step=found[0],
+        provenance=provenance,
+        weights={name: arrays[name] for name in weights},  # jax has sorted them
+    )
+
+
+def _expected_weights(provenance: Provenance) -> Weights:
+    """Shapes and dtypes of what `read_run` returns."""
+    config = unflatten(provenance.config)
+    shapes = initial_shapes(build_model(config))
+    return dict.fromkeys((RAW, *ema_decays(config)), shapes)
 
 
 def evaluate_workdir(
@@ -84,11 +117,11 @@ def evaluate_workdir(
       UserError: no such checkpoint, or the data does not fit it.
     """
     setup.enable_compilation_cache()
-    run = read_run(workdir, step=step)
+    run = _read_run_everywhere(workdir, step)
     trained = unflatten(run.provenance.config).model
     config = config.copy_and_resolve_references()
     if config.model.name != trained.name:
-        print(f"model     {trained.name}, as the checkpoint was trained")
+        distributed.say(f"model     {trained.name}, as the checkpoint was trained")
     with config.model.unlocked():
         # Not as a whole: a field that is newer than the checkpoint keeps its default.
         config.model.update(trained)
@@ -97,7 +130,8 @@ def evaluate_workdir(
     _check_classes(run.provenance, dataset, workdir)
     results = _evaluate(config, dataset, run.weights)
     _print_table(f"{workdir} at step {run.step}", dataset, results)
-    (folder / RESULT_FILE).write_text(json.dumps(as_json(results), indent=2) + "\n")
+    if distributed.is_primary():
+        write_whole(folder / RESULT_FILE, json.dumps(as_json(results), indent=2) + "\n")
     return results
 
 
@@ -155,12 +189,12 @@ def as_json(results: Mapping[str, Result]) -> dict[str, object]:
 
 def _print_table(title: str, dataset: Dataset, results: Mapping[str, Result]) -> None:
     examples = results[RAW]["examples"]
-    print(f"{title}, {examples} images of {dataset.name}")
+    distributed.say(f"{title}, {examples} images of {dataset.name}")
     if dataset.is_fake:
-        print("WARNING: the data is fake (synthetic): accuracies mean nothing")
-    print(f"{'weights':<10} {'top1':>8} {'top5':>8} {'loss':>8}")
+        distributed.say("WARNING: the data is fake (synthetic): accuracies mean nothing")
+    distributed.say(f"{'weights':<10} {'top1':>8} {'top5':>8} {'loss':>8}")
     for name, result in results.items():
-        print(
+        distributed.say(
             f"{name:<10} {result['top1']:>8.2%} {result['top5']:>8.2%} "
             f"{result['loss']:>8.4f}"
         )

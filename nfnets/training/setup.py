@@ -13,10 +13,13 @@ from nfnets.data import CropOptions, Dataset, HostShard, open_dataset
 from nfnets.errors import UserError
 from nfnets.models import Model, count_multiply_adds, count_parameters
 from nfnets.models.counting import parameter_shapes
+from nfnets.training import distributed
 from nfnets.training.state import REFERENCE_BATCH
 from nfnets.weights import WeightsInfo
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+_SAM_SCOPE = {"global": "over all devices", "replica": "on each device"}
 
 T = TypeVar("T")
 
@@ -78,7 +81,9 @@ def adopt_model(
     """
     config = config.copy_and_resolve_references()
     if info.model is not None and info.model != config.model.name:
-        print(f"model     {info.model} instead of {config.model.name}, as {path} says")
+        distributed.say(
+            f"model     {info.model} instead of {config.model.name}, as {path} says"
+        )
         config.model.name = info.model
     overrides = dict(info.overrides or {})
     config.model.activation = overrides.pop("activation", config.model.activation)
@@ -136,6 +141,23 @@ def describe(
         f"devices   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
         f"{config.model.compute_dtype}",
     ]
+    micro = config.train.microbatch
+    if micro is not None:
+        passes = config.data.batch_size // len(devices) // micro
+        lines.append(f"passes    {passes} of {micro} images per device and step")
+        if model.spec.block.normalization == "batch":
+            lines.append(
+                f"WARNING   batch normalisation takes its statistics from {micro} images "
+                "at a time: unlike a normalizer-free network, this one does not train as "
+                "it would on the whole batch"
+            )
+    if config.sam.rho is not None:
+        lines.append(
+            f"SAM       rho {config.sam.rho:g}, ascent on {config.sam.batch_fraction:.0%} "
+            f"of the batch, normalised {_SAM_SCOPE[config.sam.normalize]}"
+        )
+    if jax.process_count() > 1:
+        lines.append(f"processes {jax.process_count()}")
     if dataset.is_fake:
         lines.append("WARNING   the data is fake (synthetic): accuracies mean nothing")
     return lines

@@ -184,6 +184,10 @@ def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def replicate(tree: Any) -> Any:
-    """Copies a tree of arrays to every device, as the mapped steps take and return it."""
-    sharding = jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec())
+    """Copies a tree of arrays to this process's devices, as the mapped steps return it.
+
+    Every process is to give the same arrays.
+    """
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.device_put(tree, sharding)
