@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import json
 import logging as standard_logging
 import pathlib
+import shutil
 import time
 from typing import Any
-import zlib
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nfnets.errors import UserError
 from nfnets.models import Params, State
-from nfnets.training.files import write_whole
+from nfnets.training import integrity
 from nfnets.training.provenance import Provenance
 from nfnets.training.state import TrainState
 
@@ -38,10 +37,8 @@ class Checkpoints:
     and writes; the state is the same in all of them.
 
     Beside what Orbax writes, each checkpoint has the arrays' CRC-32 sums in its provenance
-    and, once it is complete, the sizes of its files in `FILES_NAME`.
+    and, once it is complete, the sizes of its files in `integrity.FILES_NAME`.
     """
-
-    FILES_NAME = "files.json"
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, keep_best: int = 0) -> None:
         """Opens or creates `workdir/checkpoints`.
@@ -88,7 +85,10 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """Returns the newest checkpoint's step, None if there is none."""
+        """Returns the newest checkpoint's step, None if there is none.
+
+        One that is being written counts; `wait` makes sure of it.
+        """
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
@@ -115,17 +115,18 @@ class Checkpoints:
         step = int(state.step)
         self.wait()
         if step in self._manager.all_steps():
+            self._list_files(step)
             return
         # Copied, because on CPU the step that follows would overwrite what is being saved.
         arrays = {path: np.array(leaf) for path, leaf in _flatten(state).items()}
-        sums = {path: _checksum(array) for path, array in arrays.items()}
+        sums = {path: integrity.checksum(array) for path, array in arrays.items()}
         with self._writing(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     provenance=ocp.args.JsonSave(
-                        {**provenance.as_json(), "checksums": sums}
+                        integrity.sealed({**provenance.as_json(), "checksums": sums})
                     ),
                 ),
                 metrics=dict(metrics) if metrics else None,
@@ -154,7 +155,7 @@ class Checkpoints:
         with self._writing(step):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            _list_files(self._folder / str(step))
+        self._list_files(step)
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -166,6 +167,8 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # it says the same once more
                 self._manager.close()
             self._open()
+            with contextlib.suppress(OSError):
+                self.remove_unfinished()  # which takes the room that is wanted
             raise OSError(f"checkpoint {step}: {_first_line(error)}") from error
 
     def restore_newest(
@@ -173,7 +176,7 @@ class Checkpoints:
     ) -> tuple[TrainState, Provenance] | None:
         """Reads the newest checkpoint that is not damaged.
 
-        Damaged ones are moved to `damaged/` in the workdir.
+        Damaged ones that are newer are moved to `damaged/` in the workdir.
 
         Args:
           template: arrays or `jax.ShapeDtypeStruct`s that say what is expected.
@@ -183,21 +186,45 @@ class Checkpoints:
           The state as numpy arrays and what it belongs to; None without any checkpoint.
 
         Raises:
-          UserError: the checkpoint holds other arrays, or all of them are damaged.
+          UserError: the checkpoint holds other arrays, or all of them are damaged; then
+            they stay where they are.
+          OSError: a damaged one cannot be moved.
         """
-        steps = self.all_steps()
-        for step in reversed(steps):
+        try:
+            self.wait()
+        except OSError as error:
+            complain(f"WARNING   could not write {error}")
+        errors: dict[int, DamagedCheckpointError] = {}
+        for step in reversed(self.all_steps()):
             try:
-                return self.restore(step, template), self.read_provenance(step)
+                found = self.restore(step, template), self.read_provenance(step)
             except DamagedCheckpointError as error:
-                place = self._set_aside(step)
-                complain(f"WARNING   {error}; moved to {place}")
-        if steps:
-            raise UserError(
-                f"no checkpoint of {self._folder} can be read; choose another --workdir "
-                "to start over"
-            )
-        return None
+                errors[step] = error
+                continue
+            for damaged, error in errors.items():
+                complain(f"WARNING   {error}; moved to {self._set_aside(damaged)}")
+            self._list_files(step)
+            return found
+        if not errors:
+            return None
+        for error in errors.values():
+            complain(f"WARNING   {error}")
+        raise UserError(
+            f"no checkpoint of {self._folder} can be read; choose another --workdir to "
+            "start over"
+        )
+
+    def remove_unfinished(self) -> None:
+        """Removes what runs that were killed while they wrote have left.
+
+        Only for the one process that writes here.
+
+        Raises:
+          OSError: it cannot be removed.
+        """
+        for path in self._folder.iterdir():
+            if path.is_dir() and ocp.utils.TMP_DIR_SUFFIX in path.name:
+                shutil.rmtree(path)
 
     def _set_aside(self, step: int) -> pathlib.Path:
         place = self._folder.parent / "damaged" / f"{step}-{time.time_ns()}"
@@ -216,13 +243,13 @@ class Checkpoints:
         return stored
 
     def _read_provenance(self, step: int) -> tuple[Provenance, Mapping[str, int]]:
-        self._check_files(step)
         with self._reading(step):
+            integrity.check_files(self._folder / str(step))
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore())
             )
-            stored = dict(restored["provenance"])
-            checksums = stored.pop("checksums")
+            stored = integrity.unsealed(restored["provenance"])
+            checksums = stored.pop("checksums", {})  # of older versions: none
             return Provenance.from_json(stored), checksums
 
     def restore(self, step: int, template: TrainState) -> TrainState:
@@ -237,7 +264,6 @@ class Checkpoints:
           DamagedCheckpointError: it cannot be read.
         """
         expected = _flatten(template)
-        self._check_files(step)
         self._check_arrays(step, expected)
         restored = self._read_arrays(step, expected)
         leaves = [restored[path] for path in expected]
@@ -253,7 +279,6 @@ class Checkpoints:
         Raises:
           DamagedCheckpointError: they cannot be read.
         """
-        self._check_files(step)
         arrays = self._read_arrays(step, self._metadata(step))
         weights = {RAW: (_subtree(arrays, "params"), _subtree(arrays, "net_state"))}
         for name in sorted({p.split("|")[1] for p in arrays if p.startswith("ema|")}):
@@ -275,25 +300,17 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(templates))
             )["state"]
         for path, array in arrays.items():
-            if _checksum(array) != sums[path]:
+            if sums and integrity.checksum(array) != sums[path]:
                 raise DamagedCheckpointError(
                     f"checkpoint {self._folder}/{step} is damaged: {path} is not what was "
                     "written"
                 )
         return arrays
 
-    def _check_files(self, step: int) -> None:
-        """Finds missing and cut files before Orbax meets them."""
-        folder = self._folder / str(step)
-        with self._reading(step):
-            try:
-                sizes = json.loads((folder / self.FILES_NAME).read_text())
-            except FileNotFoundError:  # killed between its completion and the listing
-                return
-            for name, size in sizes.items():
-                found = (folder / name).stat().st_size
-                if found != size:
-                    raise ValueError(f"{name} has {found} bytes instead of {size}")
+    def _list_files(self, step: int) -> None:
+        # On a full disk it does without: the list only makes damage quieter.
+        with contextlib.suppress(OSError):
+            integrity.list_files(self._folder / str(step))
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -307,6 +324,7 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Mapping[str, Any]:
         with self._reading(step):
+            integrity.check_files(self._folder / str(step))
             metadata = self._manager.item_metadata(step)["state"]
             if metadata is None:
                 raise ValueError("the list of its arrays is missing")
@@ -331,28 +349,24 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Lets go of the folder. A checkpoint in the making is finished first."""
-        self._manager.close()
+        """Lets go of the folder. A checkpoint in the making is finished first.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array))
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _list_files(folder: pathlib.Path) -> None:
-    """Writes the sizes of a complete checkpoint's files beside them."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
-    write_whole(folder / Checkpoints.FILES_NAME, json.dumps(sizes))
 
 
 def _subtree(arrays: Mapping[str, Any], prefix: str) -> Params:

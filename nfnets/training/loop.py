@@ -190,7 +190,8 @@ class _Run:
         found = records.newest_step()
         kept = "there is no checkpoint" if found is None else f"step {found} is saved"
         if config.on_nonfinite == "rollback":
-            advice = f"gave up after {config.max_rollbacks} rollbacks"
+            count = config.max_rollbacks
+            advice = f"gave up after {count} rollback{'' if count == 1 else 's'}"
         else:
             advice = "config.train.on_nonfinite=rollback would skip such batches"
         raise UserError(
@@ -242,6 +243,7 @@ class _Run:
                 if not actions:
                     continue
                 meter.settle()
+                meter.check_parameters(step, position.state.params)
                 position.bad_records = found_before + distributed.total(found_here)
                 if "log" in actions:
                     records.report(step, self._summary(meter, position))

@@ -1,13 +1,16 @@
 """The figures of the steps since the last log line."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import math
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from nfnets.models import Params
 
 # Metrics that are not averaged between two log lines.
 _LAST_VALUE = ("learning_rate",)
@@ -21,22 +24,23 @@ _AHEAD = 2
 
 
 class NonFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite.
+    """A loss, a gradient or a parameter is NaN or infinite.
 
     Attributes:
       step: number of the update, from 1.
       learning_rate: of that update.
     """
 
-    def __init__(self, step: int, name: str, metrics: Mapping[str, jax.Array]) -> None:
-        """Describes the update `step`, whose metric `name` is not finite."""
+    def __init__(self, step: int, what: str, learning_rate: float) -> None:
+        """`what` is not finite after the update `step`."""
         self.step = step
-        self.learning_rate = float(metrics["learning_rate"])
-        title = name.replace("_", " ")
-        super().__init__(
-            f"{title} is {float(metrics[name])} at step {step} "
-            f"(learning rate {self.learning_rate:.3g})"
-        )
+        self.learning_rate = learning_rate
+        super().__init__(f"{what} at step {step} (learning rate {learning_rate:.3g})")
+
+
+@jax.jit
+def _all_finite(arrays: Sequence[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
 
 
 class Meter:
@@ -76,8 +80,28 @@ class Meter:
         while len(self._running) > ahead:
             step, metrics = self._running.popleft()
             for name in _WATCHED:
-                if not math.isfinite(float(metrics[name])):
-                    raise NonFiniteError(step, name, metrics)
+                value = float(metrics[name])
+                if not math.isfinite(value):
+                    what = f"{name.replace('_', ' ')} is {value}"
+                    raise NonFiniteError(step, what, float(metrics["learning_rate"]))
+
+    def check_parameters(self, step: int, params: Params) -> None:
+        """Makes sure that the last update has left every parameter finite.
+
+        Its loss and its gradient belong to the parameters before it.
+
+        Args:
+          step: of the last update.
+          params: after it, replicated.
+
+        Raises:
+          NonFiniteError: one is not.
+        """
+        # One device's copy: the others', and other processes', are the same.
+        arrays = [array.addressable_data(0) for array in jax.tree.leaves(params)]
+        if not _all_finite(arrays):
+            rate = float(self._steps[-1]["learning_rate"])
+            raise NonFiniteError(step, "a parameter is not finite", rate)
 
     def summarize(self) -> dict[str, float]:
         """Returns the figures since the last call and starts anew."""

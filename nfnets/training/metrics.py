@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 import tqdm
 
+from nfnets.errors import UserError
 from nfnets.training.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -111,15 +112,21 @@ def _append_line(path: pathlib.Path, line: str) -> None:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """Returns the lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """Returns the lines of a metrics.jsonl; a last line cut off by a crash is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
     lines = path.read_text().splitlines() if path.exists() else []
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError as error:
             if number < len(lines):
-                raise
+                raise UserError(
+                    f"{path}: line {number} is no JSON ({error}); remove it, or the file"
+                ) from None
     return entries
 
 

@@ -57,6 +57,7 @@ class Records:
                 keep=config.checkpoint.keep,
                 keep_best=config.checkpoint.keep_best,
             )
+            self._checkpoints.remove_unfinished()
         except OSError as error:
             raise UserError(f"cannot write to the workdir {workdir}: {error}") from None
 
@@ -66,10 +67,14 @@ class Records:
 
     def __exit__(self, *exception: object) -> None:
         """Closes what is open; a checkpoint in the making is finished first."""
-        for part in (self._progress, self._log, self._checkpoints):
-            if part is not None:
-                part.close()
-        self._stack.close()
+        with self._stack:
+            for part in (self._progress, self._log, self._checkpoints):
+                if part is None:
+                    continue
+                try:
+                    part.close()
+                except OSError as error:  # not to hide the reason why the run ends
+                    self.say(f"WARNING   could not write {error}")
 
     def begin(self, first_step: int) -> None:
         """Opens config.json and the metrics, without the entries after `first_step`."""
@@ -103,7 +108,10 @@ class Records:
         """
         found = None
         if self._checkpoints is not None:
-            found = self._checkpoints.restore_newest(template, complain=self.say)
+            try:
+                found = self._checkpoints.restore_newest(template, complain=self.say)
+            except OSError as error:
+                raise UserError(f"cannot write to {self._workdir}: {error}") from None
         stored = distributed.broadcast_object(found and found[1].as_json())
         if stored is None:
             return None
@@ -111,8 +119,14 @@ class Records:
         return state, Provenance.from_json(stored)
 
     def newest_step(self) -> int | None:
-        """Returns the newest checkpoint's step; None without one."""
-        step = None if self._checkpoints is None else self._checkpoints.latest_step()
+        """Returns the newest whole checkpoint's step; None without one."""
+        step = None
+        if self._checkpoints is not None:
+            try:
+                self._checkpoints.wait()
+            except OSError as error:
+                self.say(f"WARNING   could not write {error}")
+            step = self._checkpoints.latest_step()
         return distributed.broadcast_object(step)
 
     def is_evaluated(self, step: int) -> bool:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from nfnets.errors import UserError
-from nfnets.training.checkpoints import Checkpoints, Provenance, check_same_run
+from nfnets.training.checkpoints import Checkpoints
+from nfnets.training.provenance import Provenance, check_same_run
 from nfnets.training.state import TrainState
 from nfnets.training.step import replicate
 
@@ -48,7 +49,7 @@ def test_what_was_saved_comes_back(tmp_path):
     assert int(got.step) == 7
     np.testing.assert_array_equal(got.params["net"]["w"], [0, 7, 14, 21])
     np.testing.assert_array_equal(got.opt_state[0], [7, 7])
-    assert got.params["net"]["w"].sharding == state.params["net"]["w"].sharding
+    assert isinstance(got.params["net"]["w"], np.ndarray)
     assert checkpoints.read_provenance(7) == PROVENANCE
 
 
