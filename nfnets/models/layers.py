@@ -45,16 +45,18 @@ def standardize_weight(
     Returns:
       float32, the shape of `weight`.
     """
-    weight = weight.astype(jnp.float32)
-    axes = tuple(range(weight.ndim - 1))
-    fan_in = weight.size // weight.shape[-1]
-    mean = jnp.mean(weight, axis=axes, keepdims=True)
-    variance = jnp.var(weight, axis=axes, keepdims=True)
+    # Two axes and one scale per unit: fewer passes over the weight, and XLA's CPU backend
+    # takes ten times as long for the sums of the gradient over axes of length 1.
+    units = weight.astype(jnp.float32).reshape(-1, weight.shape[-1])
+    fan_in = units.shape[0]
+    mean = jnp.mean(units, axis=0)
+    variance = jnp.mean(jnp.square(units - mean), axis=0)
     if eps_rule == "added":
         bounded = (variance + eps) * fan_in
     else:
         bounded = jnp.maximum(variance * fan_in, eps)
-    return (weight - mean) * (jax.lax.rsqrt(bounded) * gain)
+    scale = jax.lax.rsqrt(bounded) * gain
+    return (units * scale - mean * scale).reshape(weight.shape)
 
 
 def conv2d(
@@ -71,9 +73,12 @@ def conv2d(
     Returns:
       [N, ceil(H / stride), ceil(W / stride), O], of the dtype of `inputs`.
     """
-
-    if groups > 1 and jax.default_backend() == "cpu":
-        return _conv2d_by_groups(inputs, weight, stride, groups)
+    if jax.default_backend() == "cpu":
+        if groups > 1:
+            return _conv2d_by_groups(inputs, weight, stride, groups)
+        if weight.shape[:2] == (1, 1):
+            # As a convolution it reaches half the speed, its gradient a third.
+            return jnp.dot(inputs[:, ::stride, ::stride], weight[0, 0])
     return jax.lax.conv_general_dilated(
         inputs,
         weight,
@@ -258,9 +263,7 @@ class SqueezeExcite(hk.Module):
     Hu, Shen, Sun: "Squeeze-and-Excitation Networks" (2018).
     """
 
-    def __init__(
-        self, channels: int, ratio: float, name: str = "squeeze_excite"
-    ) -> None:
+    def __init__(self, channels: int, ratio: float, name: str = "squeeze_excite") -> None:
         """`channels` enter and leave; `ratio` x `channels` are in between, at least 1."""
         super().__init__(name=name)
         hidden = max(1, int(channels * ratio))
@@ -290,7 +293,5 @@ def dropout(inputs: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     Returns:
       [N, C].
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, inputs.shape[1:]))(
-        keys
-    )
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, inputs.shape[1:]))(keys)
     return jnp.where(keep, inputs / (1 - rate), jnp.zeros_like(inputs))

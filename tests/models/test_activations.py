@@ -44,6 +44,26 @@ def test_plain_functions_by_hand(name, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gelu_and_its_derivatives_are_those_of_the_tanh_form(scaled):
+    scale = activations.gamma("gelu") if scaled else 1.0
+    gelu = activations.get("gelu", scaled)
+    values = jnp.concatenate([jnp.linspace(-6.0, 6.0, 401), jnp.array([-40.0, 0.0, 40.0])])
+
+    def plain(x):
+        return scale * jax.nn.gelu(x, approximate=True)
+
+    def second(function):
+        return jax.vmap(jax.grad(jax.grad(function)))
+
+    def forward_mode(function):
+        return lambda x: jax.jvp(function, (x,), (jnp.full_like(x, 2.0),))[1] / 2
+
+    for derive in (lambda f: f, lambda f: jax.vmap(jax.grad(f)), forward_mode, second):
+        got, want = jax.jit(derive(gelu))(values), jax.jit(derive(plain))(values)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-5)
+
+
 def test_dtype_is_kept_and_unknown_names_are_named():
     assert activations.get("gelu")(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="unknown activation 'swich'; choose one of iden"):

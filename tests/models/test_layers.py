@@ -40,6 +40,39 @@ def test_standardization_is_float32_whatever_comes_in():
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("rule", ["floor", "added"])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (1, 1, 16, 3), (7, 2)])
+def test_standardization_and_its_gradient_follow_the_formula(shape, rule):
+    keys = jax.random.split(jax.random.key(0), 3)
+    # The last unit's variance is below the floor; the means are not zero.
+    weight = 0.5 + jax.random.normal(keys[0], shape)
+    weight = weight.at[..., -1].set(0.3 + 1e-4 * weight[..., -1])
+    gain = jax.random.uniform(keys[1], shape[-1:], minval=0.5)
+    given = np.asarray(jax.random.normal(keys[2], shape), np.float64)
+    got, pullback = jax.vjp(
+        lambda w, g: layers.standardize_weight(w, g, 1e-3, rule), weight, gain
+    )
+    w = np.asarray(weight, np.float64).reshape(-1, shape[-1])
+    given = given.reshape(w.shape)
+    fan_in, centred = len(w), w - w.mean(axis=0)
+    variance = (centred**2).mean(axis=0)
+    if rule == "added":
+        bounded, moves = (variance + 1e-3) * fan_in, 1.0
+    else:
+        bounded = np.maximum(variance * fan_in, 1e-3)
+        moves = variance * fan_in > 1e-3
+        assert list(moves) == [True] * (shape[-1] - 1) + [False]
+    unit = centred / np.sqrt(bounded)
+    along = (given * unit).sum(axis=0)
+    grad = (given - given.mean(axis=0) - moves * along * unit) / np.sqrt(bounded) * gain
+    for found, expected in zip(
+        (got, *pullback(jnp.asarray(given.reshape(shape), jnp.float32))),
+        ((unit * gain).reshape(shape), grad.reshape(shape), along),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_grouped_convolution_equals_the_sum_over_its_window(stride, groups):
@@ -61,6 +94,50 @@ def test_grouped_convolution_equals_the_sum_over_its_window(stride, groups):
         expected[:, y, x, unit] = np.sum(window * weight[None, ..., unit], axis=(1, 2, 3))
     got = layers.conv2d(jnp.asarray(inputs), jnp.asarray(weight), stride, groups)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def plain_conv2d(inputs, weight, stride, groups):
+    return jax.lax.conv_general_dilated(
+        inputs,
+        weight,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("groups", "width"), [(1, 6), (2, 64), (3, 32)])
+def test_convolutions_are_xlas_own_forward_and_backward(
+    groups, width, kernel, stride, size, dtype
+):
+    keys = jax.random.split(jax.random.key(groups * width + kernel), 3)
+    units = groups * (width + 2)
+    inputs = jax.random.normal(keys[0], (2, *size, groups * width)).astype(dtype)
+    weight = jax.random.normal(keys[1], (kernel, kernel, width, units)).astype(dtype)
+
+    def outputs_and_gradients(conv, dtype):
+        outputs, pullback = jax.vjp(
+            lambda x, w: conv(x, w, stride, groups),
+            inputs.astype(dtype),
+            weight.astype(dtype),
+        )
+        given = jax.random.normal(keys[2], outputs.shape).astype(inputs.dtype)
+        return outputs, *pullback(given.astype(dtype))
+
+    got = jax.jit(lambda: outputs_and_gradients(layers.conv2d, dtype))()
+    want = jax.jit(lambda: outputs_and_gradients(plain_conv2d, jnp.float32))()
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for found, expected in zip(got, want, strict=True):
+        assert found.dtype == dtype
+        assert found.shape == expected.shape
+        error = np.abs(found.astype(jnp.float32) - expected).max()
+        assert error <= tolerance * np.abs(expected).max()
 
 
 def test_average_pool_counts_only_pixels_that_exist():
