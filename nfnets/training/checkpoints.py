@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import logging as standard_logging
 import pathlib
 import shutil
 import time
@@ -17,6 +16,7 @@ from nfnets.errors import UserError
 from nfnets.models import Params, State
 from nfnets.training import integrity
 from nfnets.training.provenance import Provenance
+from nfnets.training.quiet import quieten_orbax
 from nfnets.training.state import TrainState
 
 # The weights themselves, beside their averages.
@@ -48,7 +48,7 @@ class Checkpoints:
           keep: newest checkpoints to keep.
           keep_best: best ones by `BEST_METRIC` to keep besides.
         """
-        standard_logging.getLogger("orbax").setLevel(standard_logging.ERROR)
+        quieten_orbax()
         self._folder = (pathlib.Path(workdir) / "checkpoints").absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._policies: list[preservation_policy.PreservationPolicy] = [

@@ -19,9 +19,11 @@ import numpy as np
 
 from nfnets import command
 from nfnets.errors import UserError
+from nfnets.training.last_words import LastWords
 
 # A process that is gone is noticed after this many seconds, at the latest.
 _HEARTBEAT_SECONDS = 30
+_ADVICE = "start all of them again to go on from the newest checkpoint"
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -42,7 +44,8 @@ def session(
     To be entered before anything else touches a device.
 
     An error in one process of several ends this process at once: the others could not go
-    on, and waiting for them would hang.
+    on, and waiting for them would hang. They notice within `_HEARTBEAT_SECONDS` and end
+    with a line of their own.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -55,10 +58,19 @@ def session(
     if not _join(coordinator, num_processes, process_id):
         yield
         return
+    last_words = LastWords(
+        f"error: {_who()} was killed, or lost another one and was ended (see above); "
+        f"{_ADVICE}"
+    )
     try:
         yield
     except BaseException as error:
-        _abandon(error)
+        code = _explain(error)
+        last_words.farewell()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    last_words.farewell()
 
 
 def _join(
@@ -130,29 +142,24 @@ def _on_cloud_tpu() -> bool:
     return has_device and importlib.util.find_spec("libtpu") is not None
 
 
-def _abandon(error: BaseException) -> None:
-    """Says why and ends the process without waiting for the others."""
+def _explain(error: BaseException) -> int:
+    """Says why this process ends; returns its exit code."""
     if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, KeyboardInterrupt):
-        code = 130
-    elif isinstance(error, UserError):
-        code = command.complain(error)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_lost_process(error):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, UserError):
+        return command.complain(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and _is_lost_process(error):
         reason = str(error).splitlines()[0]
-        code = command.complain(
-            UserError(
-                f"process {jax.process_index()} of {jax.process_count()} lost another one "
-                f"({reason}); start all of them again to go on from the newest checkpoint",
-                exit_code=1,
-            )
-        )
-    else:
-        traceback.print_exception(error)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        line = f"{_who()} lost another one ({reason}); {_ADVICE}"
+        return command.complain(UserError(line, exit_code=1))
+    traceback.print_exception(error)
+    return 1
+
+
+def _who() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def _is_lost_process(error: Exception) -> bool:

@@ -64,6 +64,8 @@ class Process:
 
     def _read_output(self) -> None:
         for line in self.popen.stdout:
+            if line.startswith("[Gloo]"):  # from C++, on connecting
+                continue
             self._queue.put(line.rstrip("\n"))
         self._queue.put(None)
 

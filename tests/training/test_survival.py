@@ -17,11 +17,12 @@ from tests.training.processes import (
 )
 
 
-def stop_at(place, workdir, step, number, *arguments):
+def stop_at(place, workdir, step, number, *arguments, meanwhile=lambda run: None):
     """Sends a signal to a run at a step; returns the process, which has ended."""
     run = place.train(workdir, *arguments, script=DISTURBED, DISTURB=f"pause_at:{step}")
     with run:
         run.wait_for(f"paused at {step}$")
+        meanwhile(run)
         run.kill(number)
         run.release()
         run.code = run.end()
@@ -30,23 +31,39 @@ def stop_at(place, workdir, step, number, *arguments):
 
 
 def test_stops_that_were_asked_for_lose_nothing(place, undisturbed, tmp_path):
-    """Neither step is one after which a checkpoint is due."""
+    """And a second run in the same workdir is refused, which does not touch the first."""
+
+    def start_another(run):
+        with place.train(tmp_path) as second:
+            assert second.end() == 2
+        (line,) = second.errors
+        holder = f"in use by another train.py (process {run.popen.pid} on "
+        assert holder in line
+
+    # No checkpoint is due after the first two; after step 20 an evaluation is, too, which
+    # a run that has to stop leaves to the next one.
     for step, number, code in (
         (7, signal.SIGTERM, 0),
         (13, signal.SIGUSR1, 0),
-        (23, signal.SIGINT, 130),
+        (19, signal.SIGINT, 130),
     ):
-        run = stop_at(place, tmp_path, step, number)
+        run = stop_at(
+            place,
+            tmp_path,
+            step,
+            number,
+            meanwhile=start_another if step == 7 else lambda run: None,
+        )
         assert run.code == code, str(run)
-        # The signal arrives after the step's report: that of the next one says so.
-        stopped = int(run.find(r"stopped after step (\d+), which is saved")[1])
-        assert stopped in (step, step + 1)
-        assert int(stored_arrays(tmp_path)["step"]) == stopped
-    run = place.train_to_end(tmp_path)
-    assert f"resumed at step {stopped}" in run.output
+        # The signal comes between the step's report and the next step.
+        run.find(f"stopped after step {step + 1}, which is saved")
+        assert int(stored_arrays(tmp_path)["step"]) == step + 1
+    assert not any("eval/top1" in entry for _, entry in logged(tmp_path))
+    place.train_to_end(tmp_path).find("resumed at step 20")
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.long
 def test_a_stop_with_accumulation_loses_nothing(place, tmp_path):
     options = ("--config.train.microbatch=16", "--config.train.steps=12")
     place.train_to_end(tmp_path / "whole", *options)
@@ -55,17 +72,9 @@ def test_a_stop_with_accumulation_loses_nothing(place, tmp_path):
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_an_evaluation_that_a_stop_left_out_is_made_up_for(place, undisturbed, tmp_path):
-    """Step 20 is due for one: a stop there saves at once and evaluates later."""
-    assert stop_at(place, tmp_path, 19, signal.SIGTERM).code == 0
-    assert [step for step, entry in logged(tmp_path) if "eval/top1" in entry] == []
-    place.train_to_end(tmp_path)
-    assert_same_end(tmp_path, undisturbed)
-
-
 def kill_and_resume(place, whole, workdir, kills, *arguments):
-    """Kills a run at random moments, then lets it end and compares it."""
-    rng = random.Random(kills)
+    """Kills a run at random moments, then lets it end; returns the first process."""
+    rng, first = random.Random(kills), None
     arguments = ("--config.checkpoint.every=1", *arguments)
     for number in range(kills):
         with place.train(workdir, *arguments) as run:
@@ -79,16 +88,27 @@ def kill_and_resume(place, whole, workdir, kills, *arguments):
             run.kill()
             assert run.end() == -signal.SIGKILL, str(run)
         assert not run.errors, str(run)
+        first = first or run
     # A lock file that a killed process has left holds nobody up.
     holder = json.loads((workdir / "train.lock").read_text())
     assert holder["pid"] == run.popen.pid
     place.train_to_end(workdir, *arguments)
     assert_same_end(workdir, whole)
     losses(workdir)
+    return first
 
 
 def test_three_kills_lose_nothing(place, undisturbed, tmp_path):
-    kill_and_resume(place, undisturbed, tmp_path, 3)
+    """The first in the middle of a write, the others at random moments."""
+    with place.train(tmp_path, script=DISTURBED, DISTURB="halt_in_write:10") as run:
+        run.wait_for("^writing 10$")
+        run.kill()
+        run.end()
+    folder = tmp_path / "checkpoints"
+    assert any("tmp" in p.name for p in folder.glob("10*"))
+    assert not (folder / "10").exists()
+    kill_and_resume(place, undisturbed, tmp_path, 2).find("resumed at step 5\n")
+    assert not [p.name for p in folder.iterdir() if not p.name.isdigit()]
 
 
 @pytest.mark.long
@@ -98,41 +118,16 @@ def test_twenty_kills_lose_nothing(place, tmp_path):
     kill_and_resume(place, tmp_path / "whole", tmp_path / "killed", 20, steps)
 
 
-def test_a_kill_inside_a_write_loses_nothing(place, undisturbed, tmp_path):
-    with place.train(tmp_path, script=DISTURBED, DISTURB="halt_in_write:10") as run:
-        run.wait_for("^writing 10$")
-        run.kill()
-        run.end()
-    assert [p.name for p in (tmp_path / "checkpoints").glob("10*")] != ["10"]
-    run = place.train_to_end(tmp_path)
-    assert "resumed at step 5" in run.output
-    assert_same_end(tmp_path, undisturbed)
-    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert left == sorted(p.name for p in (undisturbed / "checkpoints").iterdir())
-
-
-def test_a_second_run_in_the_same_workdir_is_refused(place, undisturbed, tmp_path):
-    first = place.train(tmp_path, script=DISTURBED, DISTURB="pause_at:7")
-    with first:
-        first.wait_for("paused at 7$")
-        with place.train(tmp_path) as second:
-            assert second.end() == 2
-        assert len(second.errors) == 1, str(second)
-        holder = f"in use by another train.py (process {first.popen.pid} on "
-        assert holder in second.errors[0]
-        first.release()
-        assert first.end() == 0, str(first)
-    assert not first.errors, str(first)
+@pytest.mark.long
+def test_the_same_seed_gives_the_same_bits(place, undisturbed, tmp_path):
+    place.train_to_end(tmp_path)
     assert_same_end(tmp_path, undisturbed)
 
 
-def test_the_seed_decides(place, undisturbed, tmp_path):
-    """The same one gives the same bits, another one gives others."""
-    place.train_to_end(tmp_path / "same")
-    assert_same_end(tmp_path / "same", undisturbed)
-    place.train_to_end(tmp_path / "other", "--config.seed=1", "--config.train.steps=2")
+def test_another_seed_gives_others(place, undisturbed, tmp_path):
+    place.train_to_end(tmp_path, "--config.seed=1", "--config.train.steps=2")
     first = losses(undisturbed)[:2]
-    assert all(a != b for a, b in zip(losses(tmp_path / "other"), first, strict=True))
+    assert all(a != b for a, b in zip(losses(tmp_path), first, strict=True))
 
 
 def damage(workdir, step):
@@ -151,7 +146,7 @@ def cut(workdir, step):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("harm", [damage, cut])
+@pytest.mark.parametrize("harm", [damage, pytest.param(cut, marks=pytest.mark.long)])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_serves(
     place, undisturbed, tmp_path, harm
 ):
@@ -177,11 +172,10 @@ def test_nothing_is_deleted_when_all_checkpoints_are_damaged(place, undisturbed,
     with place.evaluate(tmp_path) as run:
         assert run.end() == 2, str(run)
     assert "none of its checkpoints can be read" in run.errors[-1]
-    for _ in range(2):
-        with place.train(tmp_path) as run:
-            assert run.end() == 2, str(run)
-        assert len(run.errors) == 1, str(run)
-        assert "can be read; choose another --workdir" in run.errors[0]
+    with place.train(tmp_path) as run:
+        assert run.end() == 2, str(run)
+    (line,) = run.errors
+    assert "can be read; choose another --workdir" in line
     files = {p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert damaged <= files
     assert logged(tmp_path) == logged(undisturbed)
