@@ -100,6 +100,7 @@ def test_evaluation_counts_each_example_once(place, two):
     np.testing.assert_allclose(one["loss"], many["loss"], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_stop_of_one_stops_both(place, two, tmp_path):
     with both(place, tmp_path, script=DISTURBED, DISTURB="pause_at:7") as (first, second):
         first.wait_for("^paused at 7$")
@@ -108,7 +109,7 @@ def test_a_stop_of_one_stops_both(place, two, tmp_path):
         assert (first.end(), second.end()) == (0, 0), f"{first}{second}"
     assert not first.errors + second.errors + second.lines, f"{first}{second}"
     stopped = int(first.find(r"stopped after step (\d+), which is saved")[1])
-    assert 7 <= stopped < 12
+    assert 7 <= stopped < 40  # the notice takes up to a second
     assert int(stored_arrays(tmp_path)["step"]) == stopped
     both_to_end(place, tmp_path)[0].find(f"resumed at step {stopped}")
     assert_same_end(tmp_path, two[0])
@@ -124,8 +125,7 @@ def kill_one(place, workdir, number):
             runs[0].release()
         survivor = runs[1 - number]
         code = survivor.end(timeout=PATIENCE)
-        print(f"process {1 - number} ended after {time.monotonic() - begin:.1f} s: {code}")
-        print(survivor)
+        print(f"process {1 - number} ended {time.monotonic() - begin:.1f} s later: {code}")
         assert code != 0, str(survivor)
     assert survivor.last_error.startswith("error: "), str(survivor)
     assert "lost" in survivor.last_error
