@@ -72,7 +72,7 @@ class Model:
                 context: hk.GetterContext,
             ) -> jax.Array:
                 recipes[kind][context.module_name, context.name] = (shape, dtype, init)
-                return creator(shape, dtype, init)
+                return creator(shape, dtype, jnp.zeros)  # quicker to trace than draws
 
             return create
 
