@@ -1,4 +1,7 @@
-"""Memory of a training step, as XLA plans it."""
+"""What a training step costs: memory, as XLA plans it, and time."""
+
+import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +11,35 @@ from nfnets.models import Model, Params, State
 from nfnets.models.counting import initial_shapes
 from nfnets.optim import create_optimizer
 
+_TIMED_STEPS = 3
 
-def training_step_bytes(model: Model, *, image_size: int, batch_size: int) -> int:
-    """Compiles one training step for one device and returns the bytes it needs.
 
-    The step is a forward and a backward pass and the published optimizer's update; the
-    bytes are those of its arguments and results (parameters and momentum count once, as
-    they are updated in place) and of everything that lives in between. Nothing is run.
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """Of one training step on one device.
+
+    Attributes:
+      bytes: of arguments and results (parameters and momentum count once, as they are
+        updated in place) and of everything that lives in between.
+      seconds: of the fastest of several steps; None where none was run.
+    """
+
+    bytes: int
+    seconds: float | None
+
+
+def training_step_cost(
+    model: Model, *, image_size: int, batch_size: int, run: bool = False
+) -> StepCost:
+    """Compiles a training step and, if wanted, runs it a few times.
+
+    The step is a forward and a backward pass and the published optimizer's update.
 
     Args:
       model: from `create_model`.
       image_size: side of the training images, pixels.
       batch_size: images.
+      run: measure the time too.
     """
     optimizer = create_optimizer(0.1)
 
@@ -48,10 +68,23 @@ def training_step_bytes(model: Model, *, image_size: int, batch_size: int) -> in
     lowered = jax.jit(step, donate_argnums=0).lower(
         variables, jax.eval_shape(lambda: jax.random.key(0)), images, labels
     )
-    plan = lowered.compile().memory_analysis()
-    return (
+    compiled = lowered.compile()
+    plan = compiled.memory_analysis()
+    planned = (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes
         - plan.alias_size_in_bytes
         + plan.temp_size_in_bytes
     )
+    if not run:
+        return StepCost(planned, None)
+    key = jax.random.key(0)
+    params, state = model.init(key, images)
+    variables = (params, state, optimizer.init(params))
+    pixels, targets = jnp.zeros(images.shape), jnp.zeros(labels.shape, jnp.int32)
+    seconds = []
+    for _ in range(_TIMED_STEPS):
+        start = time.monotonic()
+        variables = jax.block_until_ready(compiled(variables, key, pixels, targets))
+        seconds.append(time.monotonic() - start)
+    return StepCost(planned, min(seconds))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jmp
 
 from nfnets.models import variants
-from nfnets.models.network import REMAT, ResidualNet
+from nfnets.models.network import REMAT, Remat, ResidualNet
 from nfnets.models.spec import ModelSpec
 
 # module name -> parameter name -> array.
@@ -32,12 +32,14 @@ class Model:
       num_classes: number of logits.
       spec: the description that the network was built from.
       policy: dtypes of parameters, computation and outputs.
+      remat: one of `REMAT`.
     """
 
     name: str
     num_classes: int
     spec: ModelSpec
     policy: jmp.Policy
+    remat: Remat
     _forward: Callable[..., Outputs]
 
     def init(
@@ -164,7 +166,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
         network = ResidualNet(spec, num_classes, policy, remat)
         return network(images, is_training, example_index)
 
-    return Model(name, num_classes, spec, policy, forward)
+    return Model(name, num_classes, spec, policy, remat, forward)
 
 
 def _draw(

@@ -277,7 +277,8 @@ def with_microbatch(
 ) -> ml_collections.FrozenConfigDict:
     """Returns a resolved config with another `train.microbatch`."""
     changed = ml_collections.ConfigDict(config)
-    changed.train.microbatch = microbatch
+    with changed.ignore_type():  # "auto" gives way to a number
+        changed.train.microbatch = microbatch
     return ml_collections.FrozenConfigDict(changed)
 
 

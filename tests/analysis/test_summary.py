@@ -31,11 +31,26 @@ def test_memory_grows_by_the_images_activations():
     assert many - few > 56 * kept
 
 
+def test_what_is_rematerialised_is_named():
+    model = nfnets.create_model("nfnet_tiny", remat="block")
+    row = describe(model)
+    assert row.name == "nfnet_tiny (block)"
+    assert row.parameters == count_parameters(parameter_shapes(model))
+
+
+def test_a_step_is_timed_on_request():
+    model = nfnets.create_model("nfnet_tiny", widths=(16,), depths=(1,), strides=(2,))
+    row = describe(model, batch_size=2, run=True)
+    assert 0 < row.step_seconds < 60
+
+
 def test_lines_of_the_table():
-    row = ModelRow("a", 1234567, 32, 2 * 10**9, 64, 8 * 10**9, 5 * 10**6, 3 * 2**30, 83.6)
+    costs = (5 * 10**6, 3 * 2**30, 1.5, 83.6)
+    row = ModelRow("a", 1234567, 32, 2 * 10**9, 64, 8 * 10**9, *costs)
     title, line = format_table([row])
     assert title.split()[0] == "model"
-    assert line.split() == ["a", "1.2", "32", "2.00", "64", "8.00", "5.00", "3.00", "83.6"]
+    cells = ["a", "1.2", "32", "2.00", "64", "8.00", "5.00", "3.00", "1.50", "83.6"]
+    assert line.split() == cells
     assert len(title) == len(line)
 
 
@@ -48,6 +63,8 @@ def test_command_line(capsys):
         (["nfnet_f"], "unknown model 'nfnet_f'"),
         (["nfnet_tiny", "--batch=0"], "must be at least 1, not 0"),
         (["nfnet_tiny", "--compute_dtype=int3"], "int3"),
+        (["nfnet_tiny", "--remat=all"], "all"),
+        (["nfnet_tiny", "--run"], "--run needs --batch=N"),
     ):
         with pytest.raises(UserError, match=message):
             summary.main(arguments)
