@@ -172,7 +172,11 @@ class Checkpoints:
             raise OSError(f"checkpoint {step}: {_first_line(error)}") from error
 
     def restore_newest(
-        self, template: TrainState, *, complain: Callable[[str], None]
+        self,
+        template: TrainState,
+        *,
+        complain: Callable[[str], None],
+        check: Callable[[Provenance], object] = lambda provenance: None,
     ) -> tuple[TrainState, Provenance] | None:
         """Reads the newest checkpoint that is not damaged.
 
@@ -181,6 +185,7 @@ class Checkpoints:
         Args:
           template: arrays or `jax.ShapeDtypeStruct`s that say what is expected.
           complain: gets a line about each damaged one.
+          check: raises where a checkpoint is of another run, before its arrays are read.
 
         Returns:
           The state as numpy arrays and what it belongs to; None without any checkpoint.
@@ -197,7 +202,9 @@ class Checkpoints:
         errors: dict[int, DamagedCheckpointError] = {}
         for step in reversed(self.all_steps()):
             try:
-                found = self.restore(step, template), self.read_provenance(step)
+                provenance = self.read_provenance(step)
+                check(provenance)
+                found = self.restore(step, template), provenance
             except DamagedCheckpointError as error:
                 errors[step] = error
                 continue

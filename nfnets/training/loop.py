@@ -155,7 +155,7 @@ class _Run:
 
     def _start(self, records: Records) -> _Position:
         """The newest checkpoint's state, or a fresh one."""
-        found = records.restore(jax.eval_shape(self._create_state))
+        found = records.restore(jax.eval_shape(self._create_state), self._changes)
         if found is None:
             initial = initial_weights(self.config.init_from, self.model, self.config.seed)
             return _Position(state=replicate(self._create_state(initial)), step=0)
@@ -167,9 +167,16 @@ class _Run:
             rollbacks=stored.rollbacks,
             skipped_batches=stored.skipped_batches,
         )
-        for change in check_same_run(stored, self._provenance(position), self.workdir):
+        for change in self._changes(stored):
             records.say(f"changed   {change} since the checkpoint")
         return position
+
+    def _changes(self, stored: Provenance) -> list[str]:
+        """See `check_same_run`."""
+        current = Provenance(
+            config=flatten(self.config), class_names=self.dataset.class_names
+        )
+        return check_same_run(stored, current, self.workdir)
 
     def _roll_back(
         self, error: NonFiniteError, position: _Position, records: Records

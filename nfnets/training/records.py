@@ -3,7 +3,7 @@
 All processes of a run call the same methods; process 0 alone reads and writes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import pathlib
@@ -94,11 +94,14 @@ class Records:
         except OSError as error:
             raise UserError(f"cannot write to {self._workdir}: {error}") from None
 
-    def restore(self, template: TrainState) -> tuple[TrainState, Provenance] | None:
+    def restore(
+        self, template: TrainState, check: Callable[[Provenance], object]
+    ) -> tuple[TrainState, Provenance] | None:
         """Returns the newest whole checkpoint, the same in every process.
 
         Args:
           template: shapes and dtypes of what is expected.
+          check: raises where a checkpoint is of another run.
 
         Returns:
           The state as host arrays and what it belongs to; None without a checkpoint.
@@ -109,7 +112,9 @@ class Records:
         found = None
         if self._checkpoints is not None:
             try:
-                found = self._checkpoints.restore_newest(template, complain=self.say)
+                found = self._checkpoints.restore_newest(
+                    template, complain=self.say, check=check
+                )
             except OSError as error:
                 raise UserError(f"cannot write to {self._workdir}: {error}") from None
         stored = distributed.broadcast_object(found and found[1].as_json())
@@ -207,9 +212,14 @@ class Records:
             except OSError as error:
                 if pause is None:
                     newest = self._checkpoints.latest_step()
+                    kept = (
+                        "there is no checkpoint"
+                        if newest is None
+                        else f"the newest checkpoint is that of step {newest}"
+                    )
                     raise UserError(
-                        f"could not write {error}; the newest checkpoint is that of step "
-                        f"{newest}: make room and start again to go on from there",
+                        f"could not write {error}; {kept}: make room and start again to go "
+                        "on from there",
                         exit_code=1,
                     ) from error
                 self.say(f"WARNING   could not write {error}; trying again in {pause:g} s")
