@@ -5,6 +5,7 @@ feature maps are [N, H, W, C], convolution weights [kernel H, kernel W, C / grou
 """
 
 from collections.abc import Sequence
+import functools
 
 import haiku as hk
 import jax
@@ -79,6 +80,7 @@ def conv2d(
         if weight.shape[:2] == (1, 1):
             # As a convolution it reaches half the speed, its gradient a third.
             return jnp.dot(inputs[:, ::stride, ::stride], weight[0, 0])
+        return _dense_conv2d(inputs, weight, stride)
     return jax.lax.conv_general_dilated(
         inputs,
         weight,
@@ -87,6 +89,63 @@ def conv2d(
         dimension_numbers=_CONV_DIMENSIONS,
         feature_group_count=groups,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense_conv2d(inputs: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
+    """`conv2d` of one group whose gradients are convolutions in the same layout.
+
+    XLA's CPU backend brings convolutions into the layout that it has fast code for in a
+    program's outermost computation only. In the body of a loop, as where gradients are
+    accumulated, the gradients that JAX derives ran 5 to 100 times slower.
+    """
+    return jax.lax.conv_general_dilated(
+        inputs,
+        weight,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=_CONV_DIMENSIONS,
+    )
+
+
+def _dense_conv2d_forward(
+    inputs: jax.Array, weight: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _dense_conv2d(inputs, weight, stride), (inputs, weight)
+
+
+def _dense_conv2d_backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, weight = residuals
+    of_inputs, of_weight = [], []  # padding before and after, in both directions
+    for axis in (0, 1):
+        size, kernel = inputs.shape[1 + axis], weight.shape[axis]
+        span = (gradient.shape[1 + axis] - 1) * stride + 1
+        before = max(span + kernel - 1 - size, 0) // 2
+        of_inputs.append((kernel - 1 - before, size - span + before))
+        of_weight.append((before, kernel - 1 + span - size - before))
+    inputs_gradient = jax.lax.conv_general_dilated(
+        gradient,
+        jnp.swapaxes(weight[::-1, ::-1], 2, 3),
+        window_strides=(1, 1),
+        padding=of_inputs,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_CONV_DIMENSIONS,
+    )
+    # Channels take the part of examples, and examples that of channels.
+    weight_gradient = jax.lax.conv_general_dilated(
+        jnp.transpose(inputs, (3, 1, 2, 0)),
+        jnp.transpose(gradient, (1, 2, 0, 3)),
+        window_strides=(1, 1),
+        padding=of_weight,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_CONV_DIMENSIONS,
+    )
+    return inputs_gradient, jnp.transpose(weight_gradient, (1, 2, 0, 3))
+
+
+_dense_conv2d.defvjp(_dense_conv2d_forward, _dense_conv2d_backward)
 
 
 def _conv2d_by_groups(
