@@ -34,7 +34,7 @@ def enable_compilation_cache() -> None:
     if not folder:
         return
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def as_user_error(call: Callable[[], T]) -> T:

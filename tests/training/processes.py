@@ -64,7 +64,7 @@ class Process:
 
     def _read_output(self) -> None:
         for line in self.popen.stdout:
-            if line.startswith("[Gloo]"):  # from C++, on connecting
+            if "[Gloo]" in line or "peer ranks" in line:  # from C++, in pieces
                 continue
             self._queue.put(line.rstrip("\n"))
         self._queue.put(None)

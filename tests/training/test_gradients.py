@@ -106,7 +106,14 @@ def sharpness_aware_run():
     return run(1, sam__rho=0.3)
 
 
-@pytest.mark.parametrize(("devices", "microbatch"), [(4, None), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("devices", "microbatch"),
+    [
+        (2, 2),
+        pytest.param(4, None, marks=pytest.mark.long),
+        pytest.param(1, 4, marks=pytest.mark.long),
+    ],
+)
 def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch):
     expected, final = sharpness_aware_run
     history, state = run(devices, sam__rho=0.3, train__microbatch=microbatch)
@@ -117,13 +124,15 @@ def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_each_replica_may_perturb_on_its_own(sharpness_aware_run):
     """With one device, and all examples, both ways are one; with two they are not."""
     everything = {"sam__rho": 0.3, "sam__batch_fraction": 1.0}
     together, _ = run(1, sam__normalize="global", **everything)
     alone, _ = run(1, sam__normalize="replica", **everything)
     halves, _ = run(2, sam__normalize="replica", **everything)
-    assert [m["loss"] for m in together] == [m["loss"] for m in alone]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
     assert abs(halves[0]["loss"] - together[0]["loss"]) > 1e-5
     assert together[0]["loss"] != sharpness_aware_run[0][0]["loss"]
 
@@ -143,6 +152,7 @@ def test_frozen_parameters_are_not_perturbed():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_bfloat16_steps_stay_near(sharpness_aware_run):
     history, state = run(1, sam__rho=0.3, model__compute_dtype="bfloat16")
     expected, _ = sharpness_aware_run
@@ -150,7 +160,9 @@ def test_bfloat16_steps_stay_near(sharpness_aware_run):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("remat", ["block", "stage"])
+@pytest.mark.parametrize(
+    "remat", ["block", pytest.param("stage", marks=pytest.mark.long)]
+)
 def test_rematerialisation_changes_nothing(remat):
     expected, final = run(1)
     history, state = run(1, model__remat=remat)

@@ -22,43 +22,51 @@ def model(config):
     return build_model(config)
 
 
-@pytest.fixture(scope="module")
-def plans(config, model):
-    """Bytes that a step needs, by images per pass."""
-    return {
-        size: microbatch.planned_bytes(with_microbatch(config, size), model)
-        for size in (32, 64, None)
-    }
+def linear_plan(config, model):
+    """A plan of 100 bytes, and 10 more per image and pass."""
+    return 100 + 10 * (config.train.microbatch or 128)
 
 
 def choose(config, model, monkeypatch, limit):
     lines = []
     monkeypatch.setattr(microbatch, "usable_bytes", lambda: limit)
+    monkeypatch.setattr(microbatch, "planned_bytes", linear_plan)
     chosen = microbatch.choose_microbatch(config, model, say=lines.append)
     return chosen.train.microbatch, lines
 
 
-def test_more_images_at_a_time_need_more_memory(plans):
-    assert plans[32] < plans[64] < plans[None]
+def test_more_images_at_a_time_need_more_memory(config, model):
+    few, many = (
+        microbatch.planned_bytes(with_microbatch(config, size), model) for size in (16, 128)
+    )
+    # At least the images of 16 x 16 pixels as float32, on one of the four devices.
+    assert many - few > 112 * 16 * 16 * 3 * 4
 
 
-def test_the_largest_that_fits_is_chosen_and_said(config, model, plans, monkeypatch):
-    size, lines = choose(config, model, monkeypatch, plans[64])
-    assert size == 64
-    assert lines[0].startswith("microbatch 64 of 128 images per device: ")
-    size, _ = choose(config, model, monkeypatch, plans[64] - 1)
-    assert size == 32
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [(100 + 10 * 64, 64), (99 + 10 * 64, 32), (100 + 10 * 2, 2), (10**6, None)],
+)
+def test_the_largest_that_fits_is_chosen_and_said(config, model, monkeypatch, limit, size):
+    chosen, lines = choose(config, model, monkeypatch, limit)
+    assert chosen == size
+    assert lines[0].startswith(f"microbatch {size or 128} of 128 images per device: ")
 
 
-def test_everything_at_once_where_it_fits(config, model, plans, monkeypatch):
-    size, lines = choose(config, model, monkeypatch, plans[None])
-    assert size is None
-    assert lines[0].startswith("microbatch 128 of 128 images per device: ")
+def test_a_proposal_that_does_not_hold_gives_way(config, model, monkeypatch):
+    """The line through small sizes may promise too much."""
+    monkeypatch.setattr(microbatch, "usable_bytes", lambda: 1000)
+    plans = {8: 180, 16: 260, 64: 1001, 32: 999}
+    monkeypatch.setattr(
+        microbatch, "planned_bytes", lambda config, model: plans[config.train.microbatch]
+    )
+    chosen = microbatch.choose_microbatch(config, model, say=lambda line: None)
+    assert chosen.train.microbatch == 32
 
 
 def test_nothing_fits(config, model, monkeypatch):
     with pytest.raises(UserError, match=r"2 images per device need .*remat=block"):
-        choose(config, model, monkeypatch, 1000)
+        choose(config, model, monkeypatch, 50)
 
 
 def test_batch_statistics_are_warned_of():
