@@ -75,12 +75,10 @@ def conv2d(
       [N, ceil(H / stride), ceil(W / stride), O], of the dtype of `inputs`.
     """
     if jax.default_backend() == "cpu":
-        if groups > 1:
-            return _conv2d_by_groups(inputs, weight, stride, groups)
-        if weight.shape[:2] == (1, 1):
+        if groups == 1 and weight.shape[:2] == (1, 1):
             # As a convolution it reaches half the speed, its gradient a third.
             return jnp.dot(inputs[:, ::stride, ::stride], weight[0, 0])
-        return _dense_conv2d(inputs, weight, stride)
+        return _conv2d_on_cpu(inputs, weight, stride, groups)
     return jax.lax.conv_general_dilated(
         inputs,
         weight,
@@ -91,64 +89,7 @@ def conv2d(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense_conv2d(inputs: jax.Array, weight: jax.Array, stride: int) -> jax.Array:
-    """`conv2d` of one group whose gradients are convolutions in the same layout.
-
-    XLA's CPU backend brings convolutions into the layout that it has fast code for in a
-    program's outermost computation only. In the body of a loop, as where gradients are
-    accumulated, the gradients that JAX derives ran 5 to 100 times slower.
-    """
-    return jax.lax.conv_general_dilated(
-        inputs,
-        weight,
-        window_strides=(stride, stride),
-        padding="SAME",
-        dimension_numbers=_CONV_DIMENSIONS,
-    )
-
-
-def _dense_conv2d_forward(
-    inputs: jax.Array, weight: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _dense_conv2d(inputs, weight, stride), (inputs, weight)
-
-
-def _dense_conv2d_backward(
-    stride: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    inputs, weight = residuals
-    of_inputs, of_weight = [], []  # padding before and after, in both directions
-    for axis in (0, 1):
-        size, kernel = inputs.shape[1 + axis], weight.shape[axis]
-        span = (gradient.shape[1 + axis] - 1) * stride + 1
-        before = max(span + kernel - 1 - size, 0) // 2
-        of_inputs.append((kernel - 1 - before, size - span + before))
-        of_weight.append((before, kernel - 1 + span - size - before))
-    inputs_gradient = jax.lax.conv_general_dilated(
-        gradient,
-        jnp.swapaxes(weight[::-1, ::-1], 2, 3),
-        window_strides=(1, 1),
-        padding=of_inputs,
-        lhs_dilation=(stride, stride),
-        dimension_numbers=_CONV_DIMENSIONS,
-    )
-    # Channels take the part of examples, and examples that of channels.
-    weight_gradient = jax.lax.conv_general_dilated(
-        jnp.transpose(inputs, (3, 1, 2, 0)),
-        jnp.transpose(gradient, (1, 2, 0, 3)),
-        window_strides=(1, 1),
-        padding=of_weight,
-        rhs_dilation=(stride, stride),
-        dimension_numbers=_CONV_DIMENSIONS,
-    )
-    return inputs_gradient, jnp.transpose(weight_gradient, (1, 2, 0, 3))
-
-
-_dense_conv2d.defvjp(_dense_conv2d_forward, _dense_conv2d_backward)
-
-
-def _conv2d_by_groups(
+def _conv2d_on_cpu(
     inputs: jax.Array, weight: jax.Array, stride: int, groups: int
 ) -> jax.Array:
     """`conv2d` as one dense convolution per group or per few narrow groups.
@@ -159,27 +100,145 @@ def _conv2d_by_groups(
     convolution whose weight is zero between groups, because compiling one for each takes
     longer (12 s instead of 2.6 s for 92 groups) than running them saves.
     """
-    width = weight.shape[2]
-    shared = max(1, _CPU_GROUP_WIDTH // width)
-    inputs_by_group = jnp.split(inputs, groups, axis=-1)
-    weight_by_group = jnp.split(weight, groups, axis=-1)
+    shared = max(1, min(groups, _CPU_GROUP_WIDTH // weight.shape[2]))
+    if shared == 1:
+        return _conv2d_by_groups(inputs, weight, stride, groups)
     parts = []
-    for start in range(0, groups, shared):
-        some = slice(start, start + shared)
-        x = jnp.concatenate(inputs_by_group[some], axis=-1)
-        w = _block_diagonal(weight_by_group[some])
-        parts.append(conv2d(x, w, stride))
+    rest = groups % shared
+    for first, last in ((0, groups - rest), (groups - rest, groups)):
+        if first == last:
+            continue
+        channels, units = weight.shape[2], weight.shape[3] // groups
+        together = min(shared, last - first)
+        part = _conv2d_by_groups(
+            inputs[..., first * channels : last * channels],
+            _join_groups(weight[..., first * units : last * units], last - first, together),
+            stride,
+            (last - first) // together,
+        )
+        parts.append(part)
     return jnp.concatenate(parts, axis=-1)
 
 
-def _block_diagonal(weights: Sequence[jax.Array]) -> jax.Array:
-    """Joins B weights [kernel H, kernel W, C, O] to one [kernel H, kernel W, B C, B O]."""
-    rows = []
-    for position, weight in enumerate(weights):
-        columns = [jnp.zeros_like(weight)] * len(weights)
-        columns[position] = weight
-        rows.append(jnp.concatenate(columns, axis=-1))
-    return jnp.concatenate(rows, axis=2)
+def _join_groups(weight: jax.Array, groups: int, together: int) -> jax.Array:
+    """Joins every few groups of a weight to one, with zeros between them.
+
+    Args:
+      weight: [kernel H, kernel W, C / groups, O].
+      groups: a multiple of `together`.
+      together: how many become one.
+
+    Returns:
+      [kernel H, kernel W, C / groups x together, O].
+    """
+    height, width, channels, units = weight.shape
+    split = weight.reshape(height, width, channels, groups // together, together, -1)
+    same = jnp.eye(together, dtype=weight.dtype)
+    joined = jnp.einsum("hwcgto,st->hwscgto", split, same)
+    return joined.reshape(height, width, together * channels, units)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d_by_groups(
+    inputs: jax.Array, weight: jax.Array, stride: int, groups: int
+) -> jax.Array:
+    """`conv2d` as one convolution per group, with gradients in the same layout.
+
+    XLA's CPU backend brings convolutions into the layout that it has fast code for in a
+    program's outermost computation only. In the body of a loop, as where gradients are
+    accumulated, the gradients that JAX derives ran 5 to 100 times slower. Written out,
+    they also share the transpositions of all groups.
+    """
+    padding = [
+        _same_padding(size, kernel, stride)
+        for size, kernel in zip(inputs.shape[1:3], weight.shape[:2], strict=True)
+    ]
+    parts = [
+        _convolve(x, w, padding, stride=stride)
+        for x, w in zip(
+            jnp.split(inputs, groups, axis=3), jnp.split(weight, groups, axis=3), strict=True
+        )
+    ]
+    return parts[0] if groups == 1 else jnp.concatenate(parts, axis=3)
+
+
+def _conv2d_by_groups_forward(
+    inputs: jax.Array, weight: jax.Array, stride: int, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv2d_by_groups(inputs, weight, stride, groups), (inputs, weight)
+
+
+def _conv2d_by_groups_backward(
+    stride: int, groups: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, weight = residuals
+    of_inputs, of_weight = [], []  # padding before and after, in both directions
+    for size, kernel in zip(inputs.shape[1:3], weight.shape[:2], strict=True):
+        before, after = _same_padding(size, kernel, stride)
+        of_weight.append((before, after))
+        of_inputs.append((kernel - 1 - before, kernel - 1 - after))
+    # Channels take the part of examples, and examples that of channels.
+    swapped_inputs = jnp.transpose(inputs, (3, 1, 2, 0))
+    swapped_gradient = jnp.transpose(gradient, (1, 2, 0, 3))
+    flipped = weight[::-1, ::-1]
+    inputs_gradients, weight_gradients = [], []
+    for x, g, swapped_g, w in zip(
+        jnp.split(swapped_inputs, groups, axis=0),
+        jnp.split(gradient, groups, axis=3),
+        jnp.split(swapped_gradient, groups, axis=3),
+        jnp.split(flipped, groups, axis=3),
+        strict=True,
+    ):
+        w = jnp.swapaxes(w, 2, 3)
+        inputs_gradients.append(_convolve(g, w, of_inputs, lhs_dilation=stride))
+        weight_gradients.append(_convolve(x, swapped_g, of_weight, rhs_dilation=stride))
+    weight_gradient = jnp.concatenate(weight_gradients, axis=3)
+    return (
+        jnp.concatenate(inputs_gradients, axis=3),
+        jnp.transpose(weight_gradient, (1, 2, 0, 3)),
+    )
+
+
+_conv2d_by_groups.defvjp(_conv2d_by_groups_forward, _conv2d_by_groups_backward)
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Returns SAME padding before and after; after is negative where pixels are left over.
+
+    Then every padded pixel is in a window, as the gradients need it.
+    """
+    span = (-(-size // stride) - 1) * stride + kernel
+    before = max(span - size, 0) // 2
+    return before, span - size - before
+
+
+def _convolve(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    padding: Sequence[tuple[int, int]],
+    *,
+    stride: int = 1,
+    lhs_dilation: int = 1,
+    rhs_dilation: int = 1,
+) -> jax.Array:
+    """A dense convolution of [N, H, W, C] and [kernel H, kernel W, C, O] by Eigen.
+
+    Where XLA's CPU backend can, it gives convolutions to YNNPACK, which without AVX-512
+    computes the gradients of weights at a third of Eigen's speed and everything else no
+    faster. It can't where the left side is dilated, so rows are set twice as far apart,
+    on both sides and in the steps; the sums are the same.
+    """
+    row = 2 if lhs_dilation == 1 else 1
+    (top, bottom), columns = padding
+    return jax.lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides=(row * stride, stride),
+        padding=((row * top, row * bottom), columns),
+        lhs_dilation=(row * lhs_dilation, lhs_dilation),
+        rhs_dilation=(row * rhs_dilation, rhs_dilation),
+        dimension_numbers=_CONV_DIMENSIONS,
+    )
 
 
 def average_pool_2x2(inputs: jax.Array) -> jax.Array:
