@@ -156,7 +156,9 @@ def _conv2d_by_groups(
     parts = [
         _convolve(x, w, padding, stride=stride)
         for x, w in zip(
-            jnp.split(inputs, groups, axis=3), jnp.split(weight, groups, axis=3), strict=True
+            jnp.split(inputs, groups, axis=3),
+            jnp.split(weight, groups, axis=3),
+            strict=True,
         )
     ]
     return parts[0] if groups == 1 else jnp.concatenate(parts, axis=3)

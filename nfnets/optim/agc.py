@@ -1,11 +1,14 @@
 """Adaptive gradient clipping as an optax gradient transformation."""
 
 from collections.abc import Callable, Sequence
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 # Which axes of a parameter belong to one unit; None: the whole array is one unit.
@@ -14,6 +17,9 @@ AxisRule = Callable[[jax.Array], Axes]
 
 # Lower bound of the gradient norm where it divides, as in the published code and optax.
 _DIVISOR_FLOOR = 1e-6
+
+# Arrays up to this size (elements) are worth a copy to share one operation.
+_SMALL_ARRAY = 2**14
 
 
 class AdaptiveGradClipState(NamedTuple):
@@ -34,13 +40,20 @@ class AdaptiveGradClipState(NamedTuple):
     layer_max_ratio: Any = ()
 
 
-class _Clipped(NamedTuple):
-    """One array's outcome: the update, its clipped units, their number, the top ratio."""
+class _Bundle(NamedTuple):
+    """Arrays of one kind that are clipped in one go: B small ones, or a large one.
 
-    update: jax.Array
-    clipped: jax.Array
-    units: int
-    max_ratio: jax.Array
+    Attributes:
+      positions: of its arrays among all that are clipped, [B].
+      gradient: [B, ...], or [...] of a large array.
+      weight: likewise.
+      axes: those that form a unit.
+    """
+
+    positions: Sequence[int]
+    gradient: jax.Array
+    weight: jax.Array
+    axes: tuple[int, ...]
 
 
 def default_axes(array: jax.Array) -> Axes:
@@ -169,14 +182,33 @@ def adaptive_grad_clip(
             )
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
-        results = [
-            _clip_array(gradient, param, axis_rule(param), clipping, eps) if c else None
-            for gradient, (param, c) in zip(gradients, clip, strict=True)
-        ]
-        outputs = treedef.unflatten(
-            [g if r is None else r.update for g, r in zip(gradients, results, strict=True)]
+        bundles = _bundle(
+            [
+                (gradient, param, axis_rule(param))
+                for gradient, (param, c) in zip(gradients, clip, strict=True)
+                if c
+            ]
         )
-        return outputs, _summarize(results, treedef, per_layer)
+        scaled, state = _clip_bundles(bundles, clipping, eps)
+        places = itertools.count()
+        places = [next(places) if c else None for _, c in clip]
+        outputs = treedef.unflatten(
+            [
+                g if at is None else scaled[at]
+                for g, at in zip(gradients, places, strict=True)
+            ]
+        )
+        if not per_layer:
+            state = state._replace(layer_clipped_fraction=(), layer_max_ratio=())
+            return outputs, state
+
+        def tree_of(figures: Sequence[jax.Array]) -> Any:
+            return treedef.unflatten([at if at is None else figures[at] for at in places])
+
+        return outputs, state._replace(
+            layer_clipped_fraction=tree_of(state.layer_clipped_fraction),
+            layer_max_ratio=tree_of(state.layer_max_ratio),
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -211,48 +243,78 @@ def _leaves_to_clip(
     return clip, treedef
 
 
-def _clip_array(
-    gradient: jax.Array,
-    param: jax.Array,
-    axis: Axes,
-    clipping: chex.Numeric,
-    eps: chex.Numeric,
-) -> _Clipped:
-    weight_norm = jnp.maximum(unitwise_norm(param, axis), eps)
-    gradient_norm = unitwise_norm(gradient, axis)
-    max_norm = clipping * weight_norm
-    scale = max_norm / jnp.maximum(gradient_norm, _DIVISOR_FLOOR)
-    # A comparison instead of min(1, scale): what is not clipped stays the same bits.
-    keeps = gradient_norm < max_norm
-    clipped = (gradient * scale).astype(gradient.dtype)
-    return _Clipped(
-        update=jnp.where(keeps, gradient, clipped),
-        clipped=jnp.sum(gradient_norm > max_norm),
-        units=gradient_norm.size,
-        max_ratio=jnp.max(gradient_norm / weight_norm, initial=0.0),
+def _bundle(arrays: Sequence[tuple[jax.Array, jax.Array, Axes]]) -> list[_Bundle]:
+    """Bundles (gradient, weight, axis of a unit) by what they have in common."""
+    alike: dict[Any, list[int]] = {}
+    axes_of = []
+    for position, (gradient, weight, axis) in enumerate(arrays):
+        axes = range(weight.ndim) if axis is None else np.atleast_1d(axis)
+        axes_of.append(tuple(int(a) % max(weight.ndim, 1) for a in axes))
+        kind = (gradient.shape, gradient.dtype, weight.dtype, axes_of[position])
+        key = kind if weight.size <= _SMALL_ARRAY else position
+        alike.setdefault(key, []).append(position)
+    bundles = []
+    for positions in alike.values():
+        gradient, weight, _ = arrays[positions[0]]
+        axes = axes_of[positions[0]]
+        if len(positions) > 1:
+            gradient = jnp.stack([arrays[position][0] for position in positions])
+            weight = jnp.stack([arrays[position][1] for position in positions])
+            axes = tuple(a + 1 for a in axes)
+        bundles.append(_Bundle(positions, gradient, weight, axes))
+    return bundles
+
+
+def _clip_bundles(
+    bundles: Sequence[_Bundle], clipping: chex.Numeric, eps: chex.Numeric
+) -> tuple[dict[int, jax.Array], AdaptiveGradClipState]:
+    """Clips every array; results and the state's figures of layers go by position."""
+    scaled, layer_fractions, layer_ratios = {}, {}, {}
+    gradient_norms, weight_norms, max_norms = [], [], []
+    for positions, gradient, weight, axes in bundles:
+        gradient_norm = unitwise_norm(gradient, axes)
+        weight_norm = jnp.maximum(unitwise_norm(weight, axes), eps)
+        max_norm = clipping * weight_norm
+        # What is not clipped is multiplied by 1, which keeps its bits. A quotient of
+        # choices instead of a choice of quotients, because XLA's CPU backend computes what
+        # ends in a choice anew in each operation that takes it.
+        keeps = gradient_norm < max_norm
+        factor = jnp.where(keeps, 1, max_norm) / jnp.where(
+            keeps, 1, jnp.maximum(gradient_norm, _DIVISOR_FLOOR)
+        )
+        results = (gradient * factor).astype(gradient.dtype)
+
+        by_array = (len(positions), -1)
+        gradient_norms.append(gradient_norm.reshape(by_array))
+        weight_norms.append(weight_norm.reshape(by_array))
+        max_norms.append(max_norm.reshape(by_array))
+        fractions = _fraction(gradient_norms[-1] > max_norms[-1])
+        ratios = _largest(gradient_norms[-1] / weight_norms[-1])
+        for index, position in enumerate(positions):
+            scaled[position] = results if len(positions) == 1 else results[index]
+            layer_fractions[position] = fractions[index]
+            layer_ratios[position] = ratios[index]
+    # All units at once: array by array, counting took longer to compile than clipping.
+    gradient_norm, weight_norm, max_norm = map(
+        _concatenate, (gradient_norms, weight_norms, max_norms)
+    )
+    return scaled, AdaptiveGradClipState(
+        _fraction(gradient_norm > max_norm),
+        _largest(gradient_norm / weight_norm),
+        layer_fractions,
+        layer_ratios,
     )
 
 
-def _summarize(
-    results: list[_Clipped | None], treedef: Any, per_layer: bool
-) -> AdaptiveGradClipState:
-    found = [result for result in results if result is not None]
-    units = sum(result.units for result in found)
-    clipped = sum((result.clipped for result in found), start=jnp.zeros((), jnp.int32))
-    ratios = [result.max_ratio.astype(jnp.float32) for result in found]
-    state = AdaptiveGradClipState(
-        clipped_fraction=clipped.astype(jnp.float32) / max(units, 1),
-        max_ratio=jnp.max(jnp.stack(ratios)) if ratios else jnp.zeros(()),
-    )
-    if not per_layer:
-        return state
+def _concatenate(arrays: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([jnp.ones(0), *(array.reshape(-1) for array in arrays)])
 
-    def tree_of(figure: Callable[[_Clipped], jax.Array]) -> Any:
-        return treedef.unflatten([r if r is None else figure(r) for r in results])
 
-    return state._replace(
-        layer_clipped_fraction=tree_of(
-            lambda r: r.clipped.astype(jnp.float32) / max(r.units, 1)
-        ),
-        layer_max_ratio=tree_of(lambda r: r.max_ratio.astype(jnp.float32)),
-    )
+def _fraction(flags: jax.Array) -> jax.Array:
+    """Share of the last axis that is set."""
+    return jnp.sum(flags, axis=-1).astype(jnp.float32) / max(flags.shape[-1], 1)
+
+
+def _largest(ratios: jax.Array) -> jax.Array:
+    """Maximum of the last axis."""
+    return jnp.max(ratios, axis=-1, initial=0.0).astype(jnp.float32)
