@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import chex
