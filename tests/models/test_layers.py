@@ -112,7 +112,7 @@ def plain_conv2d(inputs, weight, stride, groups):
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize(("groups", "width"), [(1, 6), (2, 64), (3, 32)])
+@pytest.mark.parametrize(("groups", "width"), [(1, 6), (2, 64), (3, 32), (43, 8)])
 def test_convolutions_are_xlas_own_forward_and_backward(
     groups, width, kernel, stride, size, dtype
 ):
