@@ -1,24 +1,16 @@
 """Adaptive gradient clipping as an optax gradient transformation."""
 
 from collections.abc import Callable, Sequence
-import itertools
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 # Which axes of a parameter belong to one unit; None: the whole array is one unit.
 Axes = int | Sequence[int] | None
 AxisRule = Callable[[jax.Array], Axes]
-
-# Lower bound of the gradient norm where it divides, as in the published code and optax.
-_DIVISOR_FLOOR = 1e-6
-
-# Arrays up to this size (elements) are worth a copy to share one operation.
-_SMALL_ARRAY = 2**14
 
 
 class AdaptiveGradClipState(NamedTuple):
@@ -37,22 +29,6 @@ class AdaptiveGradClipState(NamedTuple):
     max_ratio: chex.Array
     layer_clipped_fraction: Any = ()
     layer_max_ratio: Any = ()
-
-
-class _Bundle(NamedTuple):
-    """Arrays of one kind that are clipped in one go: B small ones, or a large one.
-
-    Attributes:
-      positions: of its arrays among all that are clipped, [B].
-      gradient: [B, ...], or [...] of a large array.
-      weight: likewise.
-      axes: those that form a unit.
-    """
-
-    positions: Sequence[int]
-    gradient: jax.Array
-    weight: jax.Array
-    axes: tuple[int, ...]
 
 
 def default_axes(array: jax.Array) -> Axes:
@@ -91,15 +67,21 @@ def unitwise_norm(array: jax.Array, axis: Axes = None) -> jax.Array:
       Real, at least float32; the shape of `array` with 1 in place of the unit's axes.
     """
     axis = tuple(axis) if isinstance(axis, Sequence) else axis
-    is_half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    if not is_half:
-        magnitude = jnp.abs(array) if jnp.iscomplexobj(array) else array
-        return jnp.sqrt(jnp.sum(jnp.square(magnitude), axis=axis, keepdims=True))
+    if not _is_half(array):
+        return jnp.sqrt(_sum_of_squares(array, axis))
     magnitude = jnp.abs(array.astype(jnp.float32))
     largest = jnp.max(magnitude, axis=axis, keepdims=True, initial=0.0)
     scale = jnp.where(largest > 0, largest, 1.0)
-    squares = jnp.square(magnitude / scale)
-    return scale * jnp.sqrt(jnp.sum(squares, axis=axis, keepdims=True))
+    return scale * jnp.sqrt(_sum_of_squares(magnitude / scale, axis))
+
+
+def _is_half(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+
+
+def _sum_of_squares(array: jax.Array, axis: Axes) -> jax.Array:
+    magnitude = jnp.abs(array) if jnp.iscomplexobj(array) else array
+    return jnp.sum(jnp.square(magnitude), axis=axis, keepdims=True)
 
 
 def adaptive_grad_clip(
@@ -181,33 +163,28 @@ def adaptive_grad_clip(
             )
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
-        bundles = _bundle(
-            [
-                (gradient, param, axis_rule(param))
-                for gradient, (param, c) in zip(gradients, clip, strict=True)
-                if c
-            ]
+        headrooms = [
+            _headroom(gradient, param, axis_rule(param), clipping, eps) if c else None
+            for gradient, (param, c) in zip(gradients, clip, strict=True)
+        ]
+        outputs = [
+            gradient if headroom is None else _scale(gradient, headroom)
+            for gradient, headroom in zip(gradients, headrooms, strict=True)
+        ]
+        found = [h.reshape(-1) for h in headrooms if h is not None]
+        # Behind the barrier: XLA would count every array on its own, which takes longer to
+        # compile than clipping.
+        everywhere = jax.lax.optimization_barrier(jnp.concatenate([jnp.zeros(0), *found]))
+        state = AdaptiveGradClipState(
+            _clipped_fraction(everywhere), _max_ratio(everywhere, clipping)
         )
-        scaled, state = _clip_bundles(bundles, clipping, eps)
-        places = itertools.count()
-        places = [next(places) if c else None for _, c in clip]
-        outputs = treedef.unflatten(
-            [
-                g if at is None else scaled[at]
-                for g, at in zip(gradients, places, strict=True)
-            ]
-        )
-        if not per_layer:
-            state = state._replace(layer_clipped_fraction=(), layer_max_ratio=())
-            return outputs, state
-
-        def tree_of(figures: Sequence[jax.Array]) -> Any:
-            return treedef.unflatten([at if at is None else figures[at] for at in places])
-
-        return outputs, state._replace(
-            layer_clipped_fraction=tree_of(state.layer_clipped_fraction),
-            layer_max_ratio=tree_of(state.layer_max_ratio),
-        )
+        if per_layer:
+            by_layer = treedef.unflatten(headrooms)
+            state = state._replace(
+                layer_clipped_fraction=jax.tree.map(_clipped_fraction, by_layer),
+                layer_max_ratio=jax.tree.map(lambda h: _max_ratio(h, clipping), by_layer),
+            )
+        return treedef.unflatten(outputs), state
 
     return optax.GradientTransformation(init, update)
 
@@ -242,78 +219,44 @@ def _leaves_to_clip(
     return clip, treedef
 
 
-def _bundle(arrays: Sequence[tuple[jax.Array, jax.Array, Axes]]) -> list[_Bundle]:
-    """Bundles (gradient, weight, axis of a unit) by what they have in common."""
-    alike: dict[Any, list[int]] = {}
-    axes_of = []
-    for position, (gradient, weight, axis) in enumerate(arrays):
-        axes = range(weight.ndim) if axis is None else np.atleast_1d(axis)
-        axes_of.append(tuple(int(a) % max(weight.ndim, 1) for a in axes))
-        kind = (gradient.shape, gradient.dtype, weight.dtype, axes_of[position])
-        key = kind if weight.size <= _SMALL_ARRAY else position
-        alike.setdefault(key, []).append(position)
-    bundles = []
-    for positions in alike.values():
-        gradient, weight, _ = arrays[positions[0]]
-        axes = axes_of[positions[0]]
-        if len(positions) > 1:
-            gradient = jnp.stack([arrays[position][0] for position in positions])
-            weight = jnp.stack([arrays[position][1] for position in positions])
-            axes = tuple(a + 1 for a in axes)
-        bundles.append(_Bundle(positions, gradient, weight, axes))
-    return bundles
+def _headroom(
+    gradient: jax.Array,
+    weight: jax.Array,
+    axis: Axes,
+    clipping: chex.Numeric,
+    eps: chex.Numeric,
+) -> jax.Array:
+    """(clipping x max(|W|, eps) / |G|)^2 of each unit: below 1 where it is to be clipped.
+
+    Squares, because the same few operations for every array compile soonest: XLA's CPU
+    backend shares the code of equal ones.
+    """
+    axis = tuple(axis) if isinstance(axis, Sequence) else axis
+    # `tiny` so that a gradient of zeros gives inf, never 0 / 0.
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    if _is_half(gradient) or _is_half(weight):
+        weight_norm = jnp.maximum(unitwise_norm(weight, axis), jnp.maximum(eps, tiny))
+        return jnp.square(clipping * (weight_norm / unitwise_norm(gradient, axis)))
+    weight_squares = _sum_of_squares(weight, axis)
+    bounded = jnp.maximum(weight_squares, jnp.maximum(eps * eps, tiny))
+    return clipping * clipping * (bounded / _sum_of_squares(gradient, axis))
 
 
-def _clip_bundles(
-    bundles: Sequence[_Bundle], clipping: chex.Numeric, eps: chex.Numeric
-) -> tuple[dict[int, jax.Array], AdaptiveGradClipState]:
-    """Clips every array; results and the state's figures of layers go by position."""
-    scaled, layer_fractions, layer_ratios = {}, {}, {}
-    gradient_norms, weight_norms, max_norms = [], [], []
-    for positions, gradient, weight, axes in bundles:
-        gradient_norm = unitwise_norm(gradient, axes)
-        weight_norm = jnp.maximum(unitwise_norm(weight, axes), eps)
-        max_norm = clipping * weight_norm
-        # What is not clipped is multiplied by 1, which keeps its bits. A quotient of
-        # choices instead of a choice of quotients, because XLA's CPU backend computes what
-        # ends in a choice anew in each operation that takes it.
-        keeps = gradient_norm < max_norm
-        factor = jnp.where(keeps, 1, max_norm) / jnp.where(
-            keeps, 1, jnp.maximum(gradient_norm, _DIVISOR_FLOOR)
-        )
-        results = (gradient * factor).astype(gradient.dtype)
+def _scale(gradient: jax.Array, headroom: jax.Array) -> jax.Array:
+    """The clipped gradient, whose units that are not clipped keep their bits.
 
-        by_array = (len(positions), -1)
-        gradient_norms.append(gradient_norm.reshape(by_array))
-        weight_norms.append(weight_norm.reshape(by_array))
-        max_norms.append(max_norm.reshape(by_array))
-        fractions = _fraction(gradient_norms[-1] > max_norms[-1])
-        ratios = _largest(gradient_norms[-1] / weight_norms[-1])
-        for index, position in enumerate(positions):
-            scaled[position] = results if len(positions) == 1 else results[index]
-            layer_fractions[position] = fractions[index]
-            layer_ratios[position] = ratios[index]
-    # All units at once: array by array, counting took longer to compile than clipping.
-    gradient_norm, weight_norm, max_norm = map(
-        _concatenate, (gradient_norms, weight_norms, max_norms)
-    )
-    return scaled, AdaptiveGradClipState(
-        _fraction(gradient_norm > max_norm),
-        _largest(gradient_norm / weight_norm),
-        layer_fractions,
-        layer_ratios,
-    )
+    The root comes last because XLA computes it once for each unit; a minimum it would
+    compute anew for each element.
+    """
+    return (gradient * jnp.sqrt(jnp.minimum(headroom, 1))).astype(gradient.dtype)
 
 
-def _concatenate(arrays: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate([jnp.ones(0), *(array.reshape(-1) for array in arrays)])
+def _clipped_fraction(headroom: jax.Array) -> jax.Array:
+    """Share of the units that are clipped; 0 without any."""
+    return jnp.sum(headroom < 1).astype(jnp.float32) / max(headroom.size, 1)
 
 
-def _fraction(flags: jax.Array) -> jax.Array:
-    """Share of the last axis that is set."""
-    return jnp.sum(flags, axis=-1).astype(jnp.float32) / max(flags.shape[-1], 1)
-
-
-def _largest(ratios: jax.Array) -> jax.Array:
-    """Maximum of the last axis."""
-    return jnp.max(ratios, axis=-1, initial=0.0).astype(jnp.float32)
+def _max_ratio(headroom: jax.Array, clipping: chex.Numeric) -> jax.Array:
+    """The largest |G| / max(|W|, eps) of a unit; 0 without any."""
+    least = jnp.min(headroom, initial=jnp.inf)
+    return (clipping / jnp.sqrt(least)).astype(jnp.float32)

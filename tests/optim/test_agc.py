@@ -145,6 +145,29 @@ def test_zero_gradients_stay_zero():
     assert state.clipped_fraction == state.max_ratio == 0
 
 
+def test_zero_weights_and_gradients_under_the_least_eps():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        got, state = clip(jnp.zeros((3, 2), dtype), jnp.zeros((3, 2), dtype), 0.1, 1e-30)
+        np.testing.assert_array_equal(got, np.zeros((3, 2)))
+        assert state.max_ratio == 0
+
+
+def test_gradients_without_a_number_show():
+    gradient = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
+    got, state = clip(gradient, jnp.ones((2, 2)), 0.1)
+    assert np.isnan(got[:, 1]).all() and np.isfinite(got[:, 0]).all()
+    assert np.isnan(state.max_ratio)
+
+
+def test_vectorized_over_runs():
+    weights, gradients = arrays((3, 4, 5), 8), arrays((3, 4, 5), 9)
+    together, state = jax.vmap(lambda g, w: clip(g, w, 0.3))(gradients, weights)
+    for run in range(3):
+        alone, alone_state = clip(gradients[run], weights[run], 0.3)
+        np.testing.assert_allclose(together[run], alone, rtol=1e-6)
+        np.testing.assert_allclose(state.max_ratio[run], alone_state.max_ratio, rtol=1e-6)
+
+
 def test_none_leaves_and_empty_trees_pass_through():
     transformation = nfnets.adaptive_grad_clip(0.1)
     params = {"a": jnp.ones(3), "b": None}
