@@ -31,7 +31,8 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Threads' own arenas cannot hold large blocks, so all share one; -1: never trim.
-    return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+    return all([mallopt(name, value) for name, value in settings])
 
 
 def _runs_on_cpu() -> bool:

@@ -120,6 +120,7 @@ def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
         return outputs
 
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    params, state = initial_shapes(model)
     with hk.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), images)
+        jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)
     return calls

@@ -19,6 +19,9 @@ Params = Mapping[str, Mapping[str, jax.Array]]
 State = Params
 Outputs = Mapping[str, jax.Array]
 
+# (module, parameter) -> shape, dtype, initializer.
+_Recipes = Mapping[tuple[str, str], tuple[Any, Any, Callable]]
+
 # What timm computes in another way than the published code.
 _TIMM = {"activation": "gelu_exact", "weight_eps": 1e-5, "weight_eps_rule": "added"}
 
@@ -41,6 +44,10 @@ class Model:
     policy: jmp.Policy
     remat: Remat
     _forward: Callable[..., Outputs]
+    # Of parameters and state, by what they depend on: tracing takes longer than drawing.
+    _known_recipes: dict[Any, tuple[_Recipes, _Recipes]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -60,6 +67,14 @@ class Model:
           (params, state): float32 arrays by module and parameter name. `state` is empty
           for networks without batch normalisation.
         """
+        kind = (images.shape[-1], jnp.dtype(images.dtype), is_training)
+        if kind not in self._known_recipes:
+            self._known_recipes[kind] = self._recipes(images, is_training)
+        params, state = self._known_recipes[kind]
+        return _draw(rng, params), _draw(rng, state)
+
+    def _recipes(self, images: jax.Array, is_training: bool) -> tuple[_Recipes, _Recipes]:
+        """How parameters and state are drawn, found by tracing the forward pass."""
         recipes: dict[str, dict[tuple[str, str], tuple[Any, Any, Callable]]] = {
             "params": {},
             "state": {},
@@ -85,8 +100,11 @@ class Model:
             ):
                 self._forward(images, is_training)
 
-        jax.eval_shape(hk.transform_with_state(record).init, rng, images)
-        return _draw(rng, recipes["params"]), _draw(rng, recipes["state"])
+        # The smallest image traces fastest, and shapes do not depend on its size.
+        small = jax.ShapeDtypeStruct((1, 32, 32, images.shape[-1]), images.dtype)
+        key = jax.random.key(0)
+        jax.eval_shape(hk.transform_with_state(record).init, key, small)
+        return recipes["params"], recipes["state"]
 
     def apply(
         self,
@@ -169,9 +187,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
     return Model(name, num_classes, spec, policy, remat, forward)
 
 
-def _draw(
-    rng: jax.Array, recipes: Mapping[tuple[str, str], tuple[Any, Any, Callable]]
-) -> dict[str, dict[str, jax.Array]]:
+def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
     arrays: dict[str, dict[str, jax.Array]] = {}
     for (module, name), (shape, dtype, init) in recipes.items():
         if hasattr(init, "draw"):
