@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 import zlib
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import jmp
 
 from nfnets.models import variants
-from nfnets.models.network import REMAT, Remat, ResidualNet
+from nfnets.models.network import REMAT, Remat, ResidualNet, check_images
 from nfnets.models.spec import ModelSpec
 
 # module name -> parameter name -> array.
@@ -44,10 +45,6 @@ class Model:
     policy: jmp.Policy
     remat: Remat
     _forward: Callable[..., Outputs]
-    # Of parameters and state, by what they depend on: tracing takes longer than drawing.
-    _known_recipes: dict[Any, tuple[_Recipes, _Recipes]] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def init(
         self, rng: jax.Array, images: jax.Array, is_training: bool = True
@@ -59,22 +56,25 @@ class Model:
 
         Args:
           rng: random key.
-          images: [N, H, W, 3], of which only shape and dtype matter; an array or a
+          images: [N, H, W, 3], of which only the shape is looked at; an array or a
             `jax.ShapeDtypeStruct`.
-          is_training: as in `apply`; does not change the parameters.
+          is_training: as in `apply`; makes no difference here.
 
         Returns:
           (params, state): float32 arrays by module and parameter name. `state` is empty
           for networks without batch normalisation.
+
+        Raises:
+          ValueError: `images` has another shape.
         """
-        kind = (images.shape[-1], jnp.dtype(images.dtype), is_training)
-        if kind not in self._known_recipes:
-            self._known_recipes[kind] = self._recipes(images, is_training)
-        params, state = self._known_recipes[kind]
+        del is_training
+        check_images(self.name, images)
+        params, state = self._recipes
         return _draw(rng, params), _draw(rng, state)
 
-    def _recipes(self, images: jax.Array, is_training: bool) -> tuple[_Recipes, _Recipes]:
-        """How parameters and state are drawn, found by tracing the forward pass."""
+    @functools.cached_property
+    def _recipes(self) -> tuple[_Recipes, _Recipes]:
+        """How parameters and state are drawn, found by tracing the forward pass once."""
         recipes: dict[str, dict[tuple[str, str], tuple[Any, Any, Callable]]] = {
             "params": {},
             "state": {},
@@ -98,12 +98,11 @@ class Model:
                 hk.custom_creator(recorder("params"), params=True, state=False),
                 hk.custom_creator(recorder("state"), params=False, state=True),
             ):
-                self._forward(images, is_training)
+                self._forward(images, False)
 
-        # The smallest image traces fastest, and shapes do not depend on its size.
-        small = jax.ShapeDtypeStruct((1, 32, 32, images.shape[-1]), images.dtype)
-        key = jax.random.key(0)
-        jax.eval_shape(hk.transform_with_state(record).init, key, small)
+        # Shapes do not depend on the image size; the smallest one traces fastest.
+        images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        jax.eval_shape(hk.transform_with_state(record).init, None, images)
         return recipes["params"], recipes["state"]
 
     def apply(

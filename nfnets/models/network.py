@@ -21,6 +21,16 @@ Remat = Literal["none", "block", "stage"]
 REMAT: tuple[Remat, ...] = get_args(Remat)
 
 
+def check_images(name: str, images: jax.Array | jax.ShapeDtypeStruct) -> None:
+    """Makes sure that a network called `name` can take `images`.
+
+    Raises:
+      ValueError: they are not [N, H, W, 3].
+    """
+    if len(images.shape) != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{name} takes images [N, H, W, 3], not {list(images.shape)}")
+
+
 class ResidualNet(hk.Module):
     """Stem, stages of residual blocks, pooling, a linear classifier."""
 
@@ -114,10 +124,7 @@ class ResidualNet(hk.Module):
           `stage_1` ... and, where there is one, `final_conv`, each [N, height, width,
           channels] in the policy's compute dtype.
         """
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"{self._spec.name} takes images [N, H, W, 3], not {list(images.shape)}"
-            )
+        check_images(self._spec.name, images)
         if example_index is None:
             example_index = jnp.arange(images.shape[0])
         key = hk.next_rng_key() if is_training and self._needs_key() else None

@@ -1,35 +1,37 @@
-"""`Model.init` traces a network once and then only draws."""
+"""`Model.init` traces a network once and from then on only draws."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import nfnets
+from nfnets.models.network import ResidualNet
 
 
-def test_images_of_another_size_or_a_key_of_another_seed_trace_nothing_anew(monkeypatch):
+def test_only_the_first_initialisation_traces(monkeypatch):
     model = nfnets.create_model("nfnet_tiny", 10)
-    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     fresh = nfnets.create_model("nfnet_tiny", 10)
-    calls = []
-    trace = nfnets.models.Model._recipes
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    traces = []
+    call = ResidualNet.__call__
     monkeypatch.setattr(
-        nfnets.models.Model, "_recipes", lambda *args: calls.append(1) or trace(*args)
+        ResidualNet, "__call__", lambda *args: traces.append(args) or call(*args)
     )
     again, _ = model.init(jax.random.key(0), jnp.zeros((2, 96, 96, 3)))
-    other, _ = model.init(jax.random.key(1), jnp.zeros((1, 64, 64, 3)))
-    assert not calls
+    other, _ = model.init(jax.random.key(1), jnp.zeros((1, 64, 64, 3)), is_training=False)
+    assert not traces
     from_fresh, _ = fresh.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    assert len(calls) == 1
+    assert len(traces) == 1
     jax.tree.map(np.testing.assert_array_equal, params, again)
     jax.tree.map(np.testing.assert_array_equal, params, from_fresh)
     weight = lambda params: params["NFNet/~/linear"]["w"]  # noqa: E731
     assert not np.allclose(weight(params), weight(other))
 
 
-def test_the_number_of_input_channels_is_told_apart():
+def test_images_of_another_shape_are_refused_every_time():
     model = nfnets.create_model("nfnet_tiny", 10)
-    for channels in (3, 1):
-        images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-        params, _ = model.init(jax.random.key(0), images)
-        assert params["NFNet/~/stem_conv0"]["w"].shape[2] == channels
+    model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    for shape in ((1, 3, 64, 64), (64, 64, 3)):
+        with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\], not \["):
+            model.init(jax.random.key(0), jnp.zeros(shape))
