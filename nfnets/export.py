@@ -5,8 +5,8 @@
 The folder has `model.stablehlo`, a function from uint8 images [N, S, S, 3] for any N to
 probabilities [N, classes], weights and normalisation included, and `model.json`: image
 size, preprocessing and class names. Grouped convolutions have the form that suits the
-device it was written on (see `layers.conv2d`); others run it too, but slower. To run it,
-with JAX alone:
+device it was written on (see `convolution.conv2d`); others run it too, but slower. To run
+it, with JAX alone:
 
     exported = jax.export.deserialize(pathlib.Path("exported/model.stablehlo").read_bytes())
     probabilities = exported.call(images)

@@ -92,7 +92,7 @@ def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
     """Returns the convolutions and linear layers of a forward pass, in order.
 
     Taken down from the layers, not from the operations they compile to, which differ from
-    backend to backend (see `layers.conv2d`).
+    backend to backend (see `convolution.conv2d`).
 
     Args:
       model: from `create_model`.

@@ -207,7 +207,7 @@ def make_conv(
     Args:
       spec: says which.
       channels: that leave it.
-      kernel_size: see `layers.conv2d`, as for `stride` and `groups`.
+      kernel_size: see `convolution.conv2d`, as for `stride` and `groups`.
       stride: in both directions.
       groups: of channels.
       scale: on FixUp's initial weights.

@@ -1,0 +1,75 @@
+"""Convolutions and their gradients, against sums by hand and XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets.models.convolution import conv2d
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_convolution_equals_the_sum_over_its_window(stride, groups):
+    inputs = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(3, 3, 8 // groups, 4)).astype(np.float32)
+    height, width = -(-5 // stride), -(-6 // stride)
+    # SAME: the padding's smaller half comes first.
+    pads = [
+        max(0, (out - 1) * stride + 3 - size) for out, size in ((height, 5), (width, 6))
+    ]
+    padded = np.pad(inputs, [(0, 0), *[(pad // 2, pad - pad // 2) for pad in pads], (0, 0)])
+    expected = np.zeros((2, height, width, 4), np.float32)
+    for y, x, unit in np.ndindex(height, width, 4):
+        group = unit * groups // 4
+        channels = slice(group * 8 // groups, (group + 1) * 8 // groups)
+        window = padded[
+            :, y * stride : y * stride + 3, x * stride : x * stride + 3, channels
+        ]
+        expected[:, y, x, unit] = np.sum(window * weight[None, ..., unit], axis=(1, 2, 3))
+    got = conv2d(jnp.asarray(inputs), jnp.asarray(weight), stride, groups)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def plain_conv2d(inputs, weight, stride, groups):
+    return jax.lax.conv_general_dilated(
+        inputs,
+        weight,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("groups", "width"), [(1, 6), (2, 64), (3, 32), (43, 8)])
+def test_convolutions_are_xlas_own_forward_and_backward(
+    groups, width, kernel, stride, size, dtype
+):
+    keys = jax.random.split(jax.random.key(groups * width + kernel), 3)
+    units = groups * (width + 2)
+    inputs = jax.random.normal(keys[0], (2, *size, groups * width)).astype(dtype)
+    weight = jax.random.normal(keys[1], (kernel, kernel, width, units)).astype(dtype)
+
+    def outputs_and_gradients(conv, dtype):
+        outputs, pullback = jax.vjp(
+            lambda x, w: conv(x, w, stride, groups),
+            inputs.astype(dtype),
+            weight.astype(dtype),
+        )
+        given = jax.random.normal(keys[2], outputs.shape).astype(inputs.dtype)
+        return outputs, *pullback(given.astype(dtype))
+
+    got = jax.jit(lambda: outputs_and_gradients(conv2d, dtype))()
+    want = jax.jit(lambda: outputs_and_gradients(plain_conv2d, jnp.float32))()
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for found, expected in zip(got, want, strict=True):
+        assert found.dtype == dtype
+        assert found.shape == expected.shape
+        error = np.abs(found.astype(jnp.float32) - expected).max()
+        assert error <= tolerance * np.abs(expected).max()
