@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.models import activations, layers
+from nfnets.models.counting import initial_shapes
 from nfnets.models.model import Model, Outputs, Params
 from nfnets.models.network import ResidualNet
 from nfnets.models.residual import ResidualBlock
@@ -110,8 +111,9 @@ def _expected_stds(model: Model) -> dict[str, float]:
         return call(*args, **kwargs)
 
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params, state = initial_shapes(model)
     with hk.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), images)
+        jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)
     return found
 
 

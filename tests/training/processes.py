@@ -174,10 +174,16 @@ class Place:
         common = [f"--config={CONFIG}", f"--workdir={workdir}"]
         return Process(["eval.py", *common, *arguments], self.cache, **options)
 
-    def train_to_end(self, workdir: pathlib.Path, *arguments: str, **options) -> Process:
+    def train_to_end(
+        self,
+        workdir: pathlib.Path,
+        *arguments: str,
+        timeout: float = TIMEOUT,
+        **options,
+    ) -> Process:
         """Runs train.py to its last step, in silence on stderr."""
         with self.train(workdir, *arguments, **options) as run:
-            code = run.end()
+            code = run.end(timeout)
         assert code == 0, str(run)
         assert not run.errors, str(run)
         return run

@@ -10,6 +10,7 @@ import pytest
 
 from tests.training.processes import (
     DISTURBED,
+    TIMEOUT,
     assert_same_end,
     logged,
     losses,
@@ -72,7 +73,7 @@ def test_a_stop_with_accumulation_loses_nothing(place, tmp_path):
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def kill_and_resume(place, whole, workdir, kills, *arguments):
+def kill_and_resume(place, whole, workdir, kills, *arguments, timeout=TIMEOUT):
     """Kills a run at random moments, then lets it end; returns the first process."""
     rng, first = random.Random(kills), None
     arguments = ("--config.checkpoint.every=1", *arguments)
@@ -92,7 +93,7 @@ def kill_and_resume(place, whole, workdir, kills, *arguments):
     # A lock file that a killed process has left holds nobody up.
     holder = json.loads((workdir / "train.lock").read_text())
     assert holder["pid"] == run.popen.pid
-    place.train_to_end(workdir, *arguments)
+    place.train_to_end(workdir, *arguments, timeout=timeout)
     assert_same_end(workdir, whole)
     losses(workdir)
     return first
@@ -114,8 +115,11 @@ def test_three_kills_lose_nothing(place, undisturbed, tmp_path):
 @pytest.mark.long
 def test_twenty_kills_lose_nothing(place, tmp_path):
     steps = "--config.train.steps=200"
-    place.train_to_end(tmp_path / "whole", steps)
-    kill_and_resume(place, tmp_path / "whole", tmp_path / "killed", 20, steps)
+    minutes = 4 * TIMEOUT  # a checkpoint each of 200 steps
+    place.train_to_end(tmp_path / "whole", steps, timeout=minutes)
+    kill_and_resume(
+        place, tmp_path / "whole", tmp_path / "killed", 20, steps, timeout=minutes
+    )
 
 
 @pytest.mark.long
