@@ -35,7 +35,6 @@ import numpy as np
 import optax
 
 import nfnets
-from nfnets import host_memory
 from nfnets.augment import AugmentOptions, augment
 from nfnets.models import Model, count_multiply_adds, layers, normalize_images
 from nfnets.optim import clipping_state, update_ema
@@ -321,7 +320,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     jax.config.update("jax_platforms", "cuda" if options.device == "gpu" else "cpu")
-    host_memory.keep_freed_memory()  # as train.py does; both contenders profit
     peak = ceiling(options.dtype, 8192 if options.device == "gpu" else 2048)
     heading = False
     for name in options.models:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from nfnets import command, host_memory
+from nfnets import command
 from nfnets.data.folder import EXTENSIONS
 from nfnets.data.images import EVAL_METHODS, decode, preprocess_eval
 from nfnets.errors import UserError
@@ -220,5 +220,4 @@ _WRITERS = {"table": _write_table, "csv": _write_csv, "json": _write_json}
 
 
 if __name__ == "__main__":
-    host_memory.keep_freed_memory()
     command.run(main)

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
 
-from nfnets import command, host_memory
+from nfnets import command
 from nfnets.errors import UserError
 
 _PREFIX = "--config."
@@ -59,7 +59,6 @@ def run(main: Callable[[], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> NoReturn:
         del argv
         logging.set_verbosity(logging.WARNING)
-        host_memory.keep_freed_memory()
         command.run(main)
 
     app.run(guarded, flags_parser=parse_arguments)
