@@ -119,8 +119,19 @@ def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
             calls.append(LayerCall(layer.module_name, is_conv, size, size * per_output))
         return outputs
 
+    observe_forward(model, image_size, record)
+    return calls
+
+
+def observe_forward(model: Model, image_size: int, observer: Callable[..., Any]) -> None:
+    """Traces one image's forward pass, computing nothing.
+
+    Args:
+      model: from `create_model`.
+      image_size: side of the image, pixels.
+      observer: called for each method of each module, see `hk.intercept_methods`.
+    """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params, state = initial_shapes(model)
-    with hk.intercept_methods(record):
+    with hk.intercept_methods(observer):
         jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)
-    return calls

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.models import activations, layers
-from nfnets.models.counting import initial_shapes
+from nfnets.models.counting import observe_forward
 from nfnets.models.model import Model, Outputs, Params
 from nfnets.models.network import ResidualNet
 from nfnets.models.residual import ResidualBlock
@@ -110,10 +110,7 @@ def _expected_stds(model: Model) -> dict[str, float]:
             found[context.module.module_name] = context.module.expected_std
         return call(*args, **kwargs)
 
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params, state = initial_shapes(model)
-    with hk.intercept_methods(record):
-        jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)
+    observe_forward(model, 32, record)
     return found
 
 

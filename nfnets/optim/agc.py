@@ -67,21 +67,15 @@ def unitwise_norm(array: jax.Array, axis: Axes = None) -> jax.Array:
       Real, at least float32; the shape of `array` with 1 in place of the unit's axes.
     """
     axis = tuple(axis) if isinstance(axis, Sequence) else axis
-    if not _is_half(array):
-        return jnp.sqrt(_sum_of_squares(array, axis))
+    is_half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    if not is_half:
+        magnitude = jnp.abs(array) if jnp.iscomplexobj(array) else array
+        return jnp.sqrt(jnp.sum(jnp.square(magnitude), axis=axis, keepdims=True))
     magnitude = jnp.abs(array.astype(jnp.float32))
     largest = jnp.max(magnitude, axis=axis, keepdims=True, initial=0.0)
     scale = jnp.where(largest > 0, largest, 1.0)
-    return scale * jnp.sqrt(_sum_of_squares(magnitude / scale, axis))
-
-
-def _is_half(array: jax.Array) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-
-
-def _sum_of_squares(array: jax.Array, axis: Axes) -> jax.Array:
-    magnitude = jnp.abs(array) if jnp.iscomplexobj(array) else array
-    return jnp.sum(jnp.square(magnitude), axis=axis, keepdims=True)
+    squares = jnp.square(magnitude / scale)
+    return scale * jnp.sqrt(jnp.sum(squares, axis=axis, keepdims=True))
 
 
 def adaptive_grad_clip(
@@ -226,29 +220,20 @@ def _headroom(
     clipping: chex.Numeric,
     eps: chex.Numeric,
 ) -> jax.Array:
-    """(clipping x max(|W|, eps) / |G|)^2 of each unit: below 1 where it is to be clipped.
+    """clipping x max(|W|, eps) / |G| of each unit: below 1 where it is to be clipped.
 
-    Squares, because the same few operations for every array compile soonest: XLA's CPU
-    backend shares the code of equal ones.
+    A quotient at the end, because XLA's CPU backend computes it once for each unit; what
+    ends in a product or a choice it computes anew in each operation that takes it. And the
+    same few operations for every array, because the backend compiles equal ones once.
     """
-    axis = tuple(axis) if isinstance(axis, Sequence) else axis
-    # `tiny` so that a gradient of zeros gives inf, never 0 / 0.
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    if _is_half(gradient) or _is_half(weight):
-        weight_norm = jnp.maximum(unitwise_norm(weight, axis), jnp.maximum(eps, tiny))
-        return jnp.square(clipping * (weight_norm / unitwise_norm(gradient, axis)))
-    weight_squares = _sum_of_squares(weight, axis)
-    bounded = jnp.maximum(weight_squares, jnp.maximum(eps * eps, tiny))
-    return clipping * clipping * (bounded / _sum_of_squares(gradient, axis))
+    max_norm = clipping * jnp.maximum(unitwise_norm(weight, axis), eps)
+    tiny = jnp.finfo(max_norm.dtype).tiny  # a gradient of zeros gives inf, never 0 / 0
+    return jnp.maximum(max_norm, tiny) / unitwise_norm(gradient, axis)
 
 
 def _scale(gradient: jax.Array, headroom: jax.Array) -> jax.Array:
-    """The clipped gradient, whose units that are not clipped keep their bits.
-
-    The root comes last because XLA computes it once for each unit; a minimum it would
-    compute anew for each element.
-    """
-    return (gradient * jnp.sqrt(jnp.minimum(headroom, 1))).astype(gradient.dtype)
+    """The clipped gradient, whose units that are not clipped keep their bits."""
+    return (gradient * jnp.minimum(headroom, 1)).astype(gradient.dtype)
 
 
 def _clipped_fraction(headroom: jax.Array) -> jax.Array:
@@ -259,4 +244,4 @@ def _clipped_fraction(headroom: jax.Array) -> jax.Array:
 def _max_ratio(headroom: jax.Array, clipping: chex.Numeric) -> jax.Array:
     """The largest |G| / max(|W|, eps) of a unit; 0 without any."""
     least = jnp.min(headroom, initial=jnp.inf)
-    return (clipping / jnp.sqrt(least)).astype(jnp.float32)
+    return (clipping / least).astype(jnp.float32)

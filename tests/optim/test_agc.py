@@ -152,6 +152,14 @@ def test_zero_weights_and_gradients_under_the_least_eps():
         assert state.max_ratio == 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_exploding_gradients_come_down_to_the_limit(dtype):
+    gradient = jnp.full((4, 2), 1e18, dtype)
+    got, state = clip(gradient, jnp.zeros((4, 2), dtype), 0.01, 1e-3)
+    np.testing.assert_allclose(norm(np.asarray(got, np.float64), 0), 1e-5, rtol=1e-2)
+    np.testing.assert_allclose(state.max_ratio, 2e21, rtol=1e-2)
+
+
 def test_gradients_without_a_number_show():
     gradient = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
     got, state = clip(gradient, jnp.ones((2, 2)), 0.1)

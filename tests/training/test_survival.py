@@ -115,10 +115,10 @@ def test_three_kills_lose_nothing(place, undisturbed, tmp_path):
 @pytest.mark.long
 def test_twenty_kills_lose_nothing(place, tmp_path):
     steps = "--config.train.steps=200"
-    minutes = 4 * TIMEOUT  # a checkpoint each of 200 steps
-    place.train_to_end(tmp_path / "whole", steps, timeout=minutes)
+    patience = 4 * TIMEOUT  # a checkpoint each of 200 steps
+    place.train_to_end(tmp_path / "whole", steps, timeout=patience)
     kill_and_resume(
-        place, tmp_path / "whole", tmp_path / "killed", 20, steps, timeout=minutes
+        place, tmp_path / "whole", tmp_path / "killed", 20, steps, timeout=patience
     )
 
 
