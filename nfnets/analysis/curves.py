@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 import pathlib
 
-from matplotlib.figure import Figure
-
 from nfnets.training.metrics import METRICS_FILE, read_metrics
 
 # Title -> (label -> key in metrics.jsonl).
@@ -35,6 +33,8 @@ def plot_curves(workdir: pathlib.Path) -> pathlib.Path:
     Returns:
       The picture's path, `workdir/curves.png`.
     """
+    from matplotlib.figure import Figure  # at the end of a run, not at its start
+
     entries = read_metrics(pathlib.Path(workdir) / METRICS_FILE)
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (title, curves) in zip(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from nfnets.models import Model, Params, State
-from nfnets.models.counting import initial_shapes
 from nfnets.optim import create_optimizer
 
 _TIMED_STEPS = 3
@@ -61,7 +60,7 @@ def training_step_cost(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), state, opt_state
 
-    params, state = initial_shapes(model)
+    params, state = model.shapes()
     variables = (params, state, jax.eval_shape(optimizer.init, params))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)

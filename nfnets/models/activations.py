@@ -62,8 +62,7 @@ def get(name: str, scaled: bool = True) -> Activation:
     function, scale = _lookup(name)
     scale = scale if scaled else 1.0
     if name == "gelu" and jax.default_backend() == "cpu":
-        # Rematerialised: only x is kept for the gradient.
-        return jax.checkpoint(lambda x: _gelu_on_cpu(x, scale))
+        return functools.partial(_rematerialized_gelu, scale=scale)
     return (lambda x: function(x) * scale) if scaled else function
 
 
@@ -110,3 +109,9 @@ def _gelu_on_cpu_jvp(
     gate = jax.nn.sigmoid(values * (_LINEAR + _CUBIC * squares))
     slope = gate + values * gate * (1 - gate) * (_LINEAR + 3 * _CUBIC * squares)
     return _gelu_on_cpu(x, scale), (scale * slope * tangent).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="scale")  # traced once for each shape
+def _rematerialized_gelu(x: jax.Array, scale: float) -> jax.Array:
+    """`_gelu_on_cpu` that keeps only x for the gradient."""
+    return jax.checkpoint(lambda x: _gelu_on_cpu(x, scale))(x)

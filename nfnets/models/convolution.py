@@ -48,6 +48,7 @@ def conv2d(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("stride", "groups"))  # traced once a shape
 def _conv2d_on_cpu(
     inputs: jax.Array, weight: jax.Array, stride: int, groups: int
 ) -> jax.Array:

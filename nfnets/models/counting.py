@@ -11,19 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.models import layers
-from nfnets.models.model import Model, Params, State
+from nfnets.models.model import Model, Params
 
 
 def parameter_shapes(model: Model) -> Params:
     """Returns the parameter tree with `jax.ShapeDtypeStruct` leaves."""
-    return initial_shapes(model)[0]
-
-
-def initial_shapes(model: Model) -> tuple[Params, State]:
-    """Returns what `model.init` does with `jax.ShapeDtypeStruct` leaves."""
-    # They do not depend on the image size; the smallest one traces fastest.
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return model.shapes()[0]
 
 
 def count_parameters(params: Any) -> int:
@@ -132,6 +125,6 @@ def observe_forward(model: Model, image_size: int, observer: Callable[..., Any])
       observer: called for each method of each module, see `hk.intercept_methods`.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    params, state = initial_shapes(model)
+    params, state = model.shapes()
     with hk.intercept_methods(observer):
         jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)

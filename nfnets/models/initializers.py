@@ -58,7 +58,7 @@ class ScaledNormal:
         # Joined by NumPy: nothing to compile for each shape, most of F0's first seconds.
         values = np.concatenate(pieces)[:size].reshape(shape)
         values *= np.float32(stddev)
-        return jnp.array(values, dtype)
+        return jax.device_put(values.astype(dtype, copy=False), may_alias=False)
 
 
 @functools.partial(jax.jit, static_argnames=("piece", "truncated"))

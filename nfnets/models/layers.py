@@ -4,6 +4,8 @@ Axis letters: N examples, H height, W width, C channels, O output channels. Imag
 feature maps are [N, H, W, C], convolution weights [kernel H, kernel W, C / groups, O].
 """
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from nfnets.models.spec import WeightEpsRule
 WEIGHT_EPS = 1e-4
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "eps_rule"))  # traced once a shape
 def standardize_weight(
     weight: jax.Array,
     gain: jax.Array,

@@ -10,6 +10,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import jmp
+import numpy as np
 
 from nfnets.models import variants
 from nfnets.models.network import REMAT, Remat, ResidualNet, check_images
@@ -22,6 +23,9 @@ Outputs = Mapping[str, jax.Array]
 
 # (module, parameter) -> shape, dtype, initializer.
 _Recipes = Mapping[tuple[str, str], tuple[Any, Any, Callable]]
+
+# NumPy's take no compilation of each shape.
+_CONSTANTS = {jnp.zeros: np.zeros, jnp.ones: np.ones}
 
 # What timm computes in another way than the published code.
 _TIMM = {"activation": "gelu_exact", "weight_eps": 1e-5, "weight_eps_rule": "added"}
@@ -71,6 +75,11 @@ class Model:
         check_images(self.name, images)
         params, state = self._recipes
         return _draw(rng, params), _draw(rng, state)
+
+    def shapes(self) -> tuple[Params, State]:
+        """Returns what `init` does with `jax.ShapeDtypeStruct` leaves."""
+        params, state = self._recipes
+        return _shapes(params), _shapes(state)
 
     @functools.cached_property
     def _recipes(self) -> tuple[_Recipes, _Recipes]:
@@ -192,7 +201,16 @@ def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
         if hasattr(init, "draw"):
             key = jax.random.fold_in(rng, zlib.crc32(f"{module}:{name}".encode()))
             value = init.draw(key, shape, dtype)
+        elif init in _CONSTANTS and not isinstance(rng, jax.core.Tracer):
+            value = jax.device_put(_CONSTANTS[init](shape, dtype), may_alias=False)
         else:
             value = init(shape, dtype)
         arrays.setdefault(module, {})[name] = value
     return arrays
+
+
+def _shapes(recipes: _Recipes) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    shapes: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    for (module, name), (shape, dtype, _) in recipes.items():
+        shapes.setdefault(module, {})[name] = jax.ShapeDtypeStruct(shape, dtype)
+    return shapes

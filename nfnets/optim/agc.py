@@ -1,6 +1,7 @@
 """Adaptive gradient clipping as an optax gradient transformation."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -158,7 +159,9 @@ def adaptive_grad_clip(
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
         headrooms = [
-            _headroom(gradient, param, axis_rule(param), clipping, eps) if c else None
+            _headroom(gradient, param, _hashable(axis_rule(param)), clipping, eps)
+            if c
+            else None
             for gradient, (param, c) in zip(gradients, clip, strict=True)
         ]
         outputs = [
@@ -187,6 +190,10 @@ def _fixed_axes(axis: Axes) -> AxisRule:
     return lambda array: axis if array.ndim >= 2 else None
 
 
+def _hashable(axis: Axes) -> int | tuple[int, ...] | None:
+    return tuple(axis) if isinstance(axis, Sequence) else axis
+
+
 def _leaves_to_clip(
     updates: optax.Updates, params: optax.Params, mask: Any
 ) -> tuple[list[tuple[Any, bool]], Any]:
@@ -213,6 +220,7 @@ def _leaves_to_clip(
     return clip, treedef
 
 
+@functools.partial(jax.jit, static_argnames="axis")  # traced once for each shape
 def _headroom(
     gradient: jax.Array,
     weight: jax.Array,
@@ -231,6 +239,7 @@ def _headroom(
     return jnp.maximum(max_norm, tiny) / unitwise_norm(gradient, axis)
 
 
+@jax.jit
 def _scale(gradient: jax.Array, headroom: jax.Array) -> jax.Array:
     """The clipped gradient, whose units that are not clipped keep their bits."""
     return (gradient * jnp.minimum(headroom, 1)).astype(gradient.dtype)

@@ -32,9 +32,11 @@ def update_ema(average: Tree, values: Tree, decay: float, step: chex.Numeric) ->
     """
     rate = 1.0 - warmed_up_decay(decay, step)
 
-    def blend(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return old + (rate * (new - old)).astype(old.dtype)
+    return jax.tree.map(lambda old, new: _blend(old, new, rate), average, values)
 
-    return jax.tree.map(blend, average, values)
+
+@jax.jit  # traced once for each shape
+def _blend(old: jax.Array, new: jax.Array, rate: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    return old + (rate * (new - old)).astype(old.dtype)

@@ -7,15 +7,15 @@ import math
 import pathlib
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 import tqdm
 
 from nfnets.errors import UserError
 from nfnets.training.files import write_whole
+
+if TYPE_CHECKING:
+    from nfnets.training.events import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,7 +42,7 @@ class MetricsLog:
         self._warn = warn
         self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._has_failed = False
-        self._events: EventsWriter | None = None
+        self._events: EventFile | None = None
         self._purge_step = first_step + 1 if first_step else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -67,28 +67,15 @@ class MetricsLog:
 
     def _write_line(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._events is None:
-            self._events = self._open_events()
-        for key, value in metrics.items():
-            summary = Summary(value=[Summary.Value(tag=key, simple_value=value)])
-            self._events.write_event(
-                Event(wall_time=time.time(), step=step, summary=summary)
-            )
-        self._events.flush()
+            # Not before the first entry: tensorboardX imports PyTorch where it is
+            # installed, which takes over a second.
+            from nfnets.training.events import EventFile
+
+            self._events = EventFile(self._path.parent, self._purge_step)
+        self._events.write(step, metrics)
         # Last, so that a line is not there twice when the events had to be tried again.
         numbers = {key: _json_number(value) for key, value in metrics.items()}
         _append_line(self._path, json.dumps({"step": step, **numbers}))
-
-    def _open_events(self) -> EventsWriter:
-        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and its queue
-        # then blocks the training.
-        prefix = self._path.parent / f"events.{time.time_ns()}"
-        events = EventsWriter(str(prefix))
-        if self._purge_step is not None:
-            session = SessionLog(status=SessionLog.START)
-            events.write_event(
-                Event(wall_time=time.time(), step=self._purge_step, session_log=session)
-            )
-        return events
 
     def close(self) -> None:
         """Writes out what is left."""

@@ -11,7 +11,6 @@ import ml_collections
 from nfnets.data import Dataset
 from nfnets.errors import UserError
 from nfnets.models import Params, State
-from nfnets.models.counting import initial_shapes
 from nfnets.training import distributed, setup
 from nfnets.training.checkpoints import RAW, Checkpoints, DamagedCheckpointError
 from nfnets.training.config import resolve_evaluation, unflatten
@@ -94,7 +93,7 @@ def _read_run_everywhere(workdir: str, step: int | None) -> StoredRun:
 def _expected_weights(provenance: Provenance) -> Weights:
     """Shapes and dtypes of what `read_run` returns."""
     config = unflatten(provenance.config)
-    shapes = initial_shapes(build_model(config))
+    shapes = build_model(config).shapes()
     return dict.fromkeys((RAW, *ema_decays(config)), shapes)
 
 

@@ -107,14 +107,14 @@ def create_state(
         initial = model.init(jax.random.key(config.seed), images)
     params, net_state = initial
 
-    def copy() -> tuple[Params, State]:
+    @jax.jit  # one program instead of one for each shape
+    def start(params: Params, net_state: State) -> tuple[Any, Mapping[str, Any]]:
         # Donated buffers must not be shared between the averages and the weights.
-        return jax.tree.map(jnp.array, (params, net_state))
+        ema = {
+            name: jax.tree.map(jnp.array, (params, net_state))
+            for name in ema_decays(config)
+        }
+        return optimizer.init(params), ema
 
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        net_state=net_state,
-        opt_state=optimizer.init(params),
-        ema={name: copy() for name in ema_decays(config)},
-    )
+    opt_state, ema = start(params, net_state)
+    return TrainState(jnp.zeros((), jnp.int32), params, net_state, opt_state, ema)

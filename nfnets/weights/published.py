@@ -10,7 +10,6 @@ import numpy as np
 
 from nfnets.errors import UserError
 from nfnets.models import create_model, get_spec, list_models, listing_hash
-from nfnets.models.counting import initial_shapes
 from nfnets.weights.unpickling import load_pickle
 
 Tree = dict[str, dict[str, np.ndarray]]
@@ -75,7 +74,7 @@ def guess_model(path: object, params: Mapping[str, Mapping[str, Any]]) -> tuple[
                 continue
             if stem.shape[-1] != spec.stem[-1].channels:  # spares counting the plus ones
                 continue
-            shapes = initial_shapes(create_model(name, classes))[0]
+            shapes = create_model(name, classes).shapes()[0]
             if listing_hash(shapes) == listing_hash(params):
                 found.append(name)
     if len(found) != 1:

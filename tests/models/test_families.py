@@ -14,7 +14,7 @@ from nfnets.models import (
     count_parameters,
     listing_hash,
 )
-from nfnets.models.counting import initial_shapes, layer_calls, parameter_shapes
+from nfnets.models.counting import layer_calls, parameter_shapes
 from nfnets.models.layers import conv2d
 from nfnets.models.spec import StemConv
 from tests import reference
@@ -161,7 +161,7 @@ def test_costs_by_hand():
 def test_outputs_and_gradients_are_the_published_ones(name, file, has_gradients):
     expected = np.load(reference.DATA / f"{file}.npz")
     model = nfnets.create_model(name, drop_rate=0.0, stochdepth_rate=0.0)
-    params, state = initial_shapes(model)
+    params, state = model.shapes()
     params, state = reference.formula_params(params), formula_state(state)
     images = reference.formula_images(2, 64)
 
@@ -204,7 +204,7 @@ def test_post_activation_batch_norm_by_hand():
 
     model = nfnets.create_model("resnet50_v1", num_classes=3, **SMALL)
     images = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
-    params, state = initial_shapes(model)
+    params, state = model.shapes()
     params, state = reference.formula_params(params), formula_state(state)
 
     def norm(x, name):
