@@ -38,6 +38,7 @@ import nfnets
 from nfnets.augment import AugmentOptions, augment
 from nfnets.models import Model, count_multiply_adds, layers, normalize_images
 from nfnets.optim import clipping_state, update_ema
+from nfnets.training import cpu
 
 CLASSES = 1000
 PARTS = ("update", "AGC", "EMA", "metrics", "augmentation")
@@ -320,6 +321,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     jax.config.update("jax_platforms", "cuda" if options.device == "gpu" else "cpu")
+    cpu.run_in_main_thread()  # as train.py does
     peak = ceiling(options.dtype, 8192 if options.device == "gpu" else 2048)
     heading = False
     for name in options.models:
@@ -334,6 +336,7 @@ def main() -> None:
             )
             print("|---|---|---|---|---|---|---|---|---|---|")
             heading = True
+        cpu.keep_memory()
         times = contenders.in_turns(found, options.rounds, options.steps)
         print_table(model, size, options.batch, found, times, peak)
         if options.profile:

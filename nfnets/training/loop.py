@@ -11,7 +11,7 @@ import ml_collections
 from nfnets.data import BatchIterator, Dataset, TrainBatch, train_batches
 from nfnets.errors import UserError
 from nfnets.models import Model, Params, State
-from nfnets.training import distributed, setup
+from nfnets.training import cpu, distributed, setup
 from nfnets.training.checkpoints import RAW
 from nfnets.training.config import AUTO, check_split, flatten, model_spec, resolve
 from nfnets.training.evaluation import Result, evaluate_dataset
@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, *, dry_run: bool = Fa
         info = read_weights_info(config.init_from)
         config = setup.adopt_model(config, info, config.init_from)
     model_spec(config)
+    cpu.run_in_main_thread()
     setup.enable_compilation_cache()
     folder = pathlib.Path(workdir)
     dataset = setup.open_config_dataset(config, None if dry_run else folder)
@@ -242,6 +243,8 @@ class _Run:
                 if step < last_step:  # copied to the devices while they compute
                     upcoming = _load(batches)
                 meter.add(step, metrics)
+                if step == first_step + 1:
+                    cpu.keep_memory()
                 must_stop = stop.is_due(step)
                 actions = self._due_actions(step, must_stop)
                 # In several processes only where all of them come together anyway.
