@@ -60,17 +60,17 @@ def make_batch(seed, devices, config):
 
 def on_devices(step, devices):
     """`map_train_step` over the first `devices` devices."""
+    chosen = jax.devices()[:devices]
     mapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, None),
-        devices=jax.devices()[:devices],
+        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), devices=chosen
     )
+    # A state that lies elsewhere would be compiled for on its own.
+    mesh = jax.sharding.Mesh(np.asarray(chosen), (AXIS,))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def call(state, batch):
         split = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
-        return mapped(state, split)
+        return mapped(jax.device_put(state, replicated), split)
 
     return call
 
