@@ -68,10 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = find_images(options.images)
     # Takes seconds to import: only when the arguments are in order.
     from nfnets.inference import load_classifier
+    from nfnets.training import cpu
     from nfnets.training.setup import enable_compilation_cache
 
+    cpu.run_in_main_thread()
     enable_compilation_cache()
     classifier = load_classifier(options.weights)
+    cpu.keep_memory()
     found = predict(classifier, paths, top=options.top, batch_size=options.batch_size)
     width = min(_WIDEST_PATH, max(map(len, paths)))
     return 0 if _WRITERS[options.format](found, sys.stdout, width) else 2

@@ -32,9 +32,9 @@ def run_in_main_thread() -> None:
 def keep_memory() -> None:
     """Makes glibc keep what the main thread frees.
 
-    Best called after the first step, so that the compiler's memory is not kept as well. It
-    does nothing where the devices are accelerators, the C library is another one, or
-    variables called MALLOC_... say what is wanted.
+    Best called after the first step or batch, so that the compiler's memory is not kept as
+    well. It does nothing where the devices are accelerators, the C library is another one,
+    or variables called MALLOC_... say what is wanted.
     """
     if (
         jax.default_backend() == "cpu"

@@ -9,7 +9,7 @@ import numpy as np
 
 from nfnets.data import Dataset, EvalBatch, eval_batches
 from nfnets.models import Params, State
-from nfnets.training import setup
+from nfnets.training import cpu, setup
 from nfnets.training.step import put_batch
 
 Result = dict[str, float | int]
@@ -35,7 +35,7 @@ def evaluate(
     sums: dict[str, dict[str, float]] = {
         name: dict.fromkeys(("examples", "top1", "top5", "loss"), 0) for name in weights
     }
-    for batch in batches:
+    for number, batch in enumerate(batches):
         arrays = put_batch(
             {
                 "images": batch.images,
@@ -48,6 +48,8 @@ def evaluate(
             for key, value in part.items():
                 # Integers stay exact, losses are added up in double precision.
                 sums[name][key] += np.asarray(value).item()
+        if number == 0:
+            cpu.keep_memory()
     return {name: _means(total) for name, total in sums.items()}
 
 

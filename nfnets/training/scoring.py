@@ -11,7 +11,7 @@ import ml_collections
 from nfnets.data import Dataset
 from nfnets.errors import UserError
 from nfnets.models import Params, State
-from nfnets.training import distributed, setup
+from nfnets.training import cpu, distributed, setup
 from nfnets.training.checkpoints import RAW, Checkpoints, DamagedCheckpointError
 from nfnets.training.config import resolve_evaluation, unflatten
 from nfnets.training.evaluation import Result, evaluate_dataset
@@ -115,6 +115,7 @@ def evaluate_workdir(
     Raises:
       UserError: no such checkpoint, or the data does not fit it.
     """
+    cpu.run_in_main_thread()
     setup.enable_compilation_cache()
     run = _read_run_everywhere(workdir, step)
     trained = unflatten(run.provenance.config).model
@@ -148,6 +149,7 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
     Raises:
       UserError: no such file, or it fits neither the model nor the data.
     """
+    cpu.run_in_main_thread()
     setup.enable_compilation_cache()
     info = read_weights_info(path)
     config = setup.adopt_model(config, info, path)

@@ -29,6 +29,18 @@ def test_only_the_first_initialisation_traces(monkeypatch):
     assert not np.allclose(weight(params), weight(other))
 
 
+@pytest.mark.parametrize("name", ["nfnet_tiny", "resnet50"])
+def test_shapes_are_those_of_what_is_drawn(name):
+    model = nfnets.create_model(name, 7)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    drawn = model.init(jax.random.key(0), images)
+    assert jax.tree.structure(model.shapes()) == jax.tree.structure(drawn)
+    for expected, array in zip(
+        jax.tree.leaves(model.shapes()), jax.tree.leaves(drawn), strict=True
+    ):
+        assert (expected.shape, expected.dtype) == (array.shape, array.dtype)
+
+
 def test_images_of_another_shape_are_refused_every_time():
     model = nfnets.create_model("nfnet_tiny", 10)
     model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
