@@ -79,6 +79,7 @@ def measure(
       skip_gain: value of the branches' learnt gains, which start at 0: as they are, the
         branches of many networks would add nothing.
     """
+    model = dataclasses.replace(model, outline=False)  # look into the blocks
     weights_key, images_key = jax.random.split(jax.random.key(seed))
     images = jax.random.normal(images_key, (batch_size, image_size, image_size, 3))
     params, state = model.init(weights_key, images)
@@ -94,7 +95,8 @@ def measure(
             result = next_call(*args, **kwargs)
             if isinstance(context.module, ResidualBlock):
                 if context.method_name == "branch":
-                    found["branch"].append(_channel_statistics(result))
+                    hidden, scale = result
+                    found["branch"].append(_channel_statistics(hidden * scale))
                 elif context.method_name == "__call__":
                     found["inputs"].append(_channel_statistics(args[0]))
                     found["outputs"].append(_channel_statistics(result))

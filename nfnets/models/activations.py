@@ -34,6 +34,9 @@ _ACTIVATIONS: dict[str, tuple[Activation, float]] = {
     "tanh": (jnp.tanh, 1.5939117670059204),
 }
 
+# Their gradients keep nothing, or a sign.
+_PIECEWISE_LINEAR = frozenset({"identity", "leaky_relu", "relu", "relu6"})
+
 
 def names() -> tuple[str, ...]:
     """Returns the names that `get` accepts."""
@@ -45,6 +48,7 @@ def gamma(name: str) -> float:
     return _lookup(name)[1]
 
 
+@functools.cache  # so that equal activations are equal
 def get(name: str, scaled: bool = True) -> Activation:
     """Returns an element-wise activation that keeps unit variance.
 
@@ -59,11 +63,10 @@ def get(name: str, scaled: bool = True) -> Activation:
     Raises:
       ValueError: the name is unknown.
     """
-    function, scale = _lookup(name)
-    scale = scale if scaled else 1.0
-    if name == "gelu" and jax.default_backend() == "cpu":
-        return functools.partial(_rematerialized_gelu, scale=scale)
-    return (lambda x: function(x) * scale) if scaled else function
+    scale = gamma(name) if scaled else 1.0
+    if name in _PIECEWISE_LINEAR:
+        return functools.partial(_evaluate, name=name, scale=scale)
+    return functools.partial(_rematerialized, name=name, scale=scale)
 
 
 def _lookup(name: str) -> tuple[Activation, float]:
@@ -111,7 +114,14 @@ def _gelu_on_cpu_jvp(
     return _gelu_on_cpu(x, scale), (scale * slope * tangent).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="scale")  # traced once for each shape
-def _rematerialized_gelu(x: jax.Array, scale: float) -> jax.Array:
-    """`_gelu_on_cpu` that keeps only x for the gradient."""
-    return jax.checkpoint(lambda x: _gelu_on_cpu(x, scale))(x)
+def _evaluate(x: jax.Array, name: str, scale: float) -> jax.Array:
+    if name == "gelu" and jax.default_backend() == "cpu":
+        return _gelu_on_cpu(x, scale)
+    outputs = _lookup(name)[0](x)
+    return outputs if scale == 1 else outputs * scale
+
+
+@functools.partial(jax.jit, static_argnames=("name", "scale"))  # traced once a shape
+def _rematerialized(x: jax.Array, name: str, scale: float) -> jax.Array:
+    """Keeps x alone for the gradient, not up to four arrays of its size."""
+    return jax.checkpoint(lambda x: _evaluate(x, name, scale))(x)

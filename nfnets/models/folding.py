@@ -68,9 +68,15 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
     folded_spec = _folded_spec(spec)
 
     def forward(
-        images: jax.Array, is_training: bool, example_index: jax.Array | None = None
+        images: jax.Array,
+        is_training: bool,
+        example_index: jax.Array | None = None,
+        *,
+        outline: bool,
     ) -> Outputs:
-        network = ResidualNet(folded_spec, model.num_classes, model.policy)
+        network = ResidualNet(
+            folded_spec, model.num_classes, model.policy, outline=outline
+        )
         outputs = network(images, is_training, example_index)
         return {**outputs, "pool": outputs["pool"] * gamma}
 

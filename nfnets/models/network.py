@@ -3,7 +3,7 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
 from typing import Literal, get_args
 
@@ -14,7 +14,8 @@ import jmp
 
 from nfnets.models import activations, initializers, layers
 from nfnets.models.batch_norm import BatchNorm
-from nfnets.models.residual import ResidualBlock, add_scalar, make_conv
+from nfnets.models.block_calls import run_blocks
+from nfnets.models.residual import BlockLayout, ResidualBlock, add_scalar, make_conv
 from nfnets.models.spec import ModelSpec
 
 Remat = Literal["none", "block", "stage"]
@@ -35,7 +36,12 @@ class ResidualNet(hk.Module):
     """Stem, stages of residual blocks, pooling, a linear classifier."""
 
     def __init__(
-        self, spec: ModelSpec, num_classes: int, policy: jmp.Policy, remat: Remat = "none"
+        self,
+        spec: ModelSpec,
+        num_classes: int,
+        policy: jmp.Policy,
+        remat: Remat = "none",
+        outline: bool = False,
     ) -> None:
         """Builds the layers.
 
@@ -44,9 +50,12 @@ class ResidualNet(hk.Module):
           num_classes: number of logits.
           policy: its `compute_dtype` is that of all feature maps.
           remat: the unit whose activations the backward pass computes again.
+          outline: make blocks functions of their own, see `run_blocks`. Without effect
+            where they have state.
         """
         super().__init__(name=spec.module_name)
         self._remat = remat
+        self._outline = outline and spec.block.normalization != "batch"
         self._spec = spec
         self._policy = policy
         self._activation = activations.get(spec.activation, spec.scaled_activation)
@@ -80,26 +89,23 @@ class ResidualNet(hk.Module):
         spec = self._spec
         channels = spec.stem[-1].channels
         expected_std = 1.0
-        count = 0
-        stages = []
+        stages: list[list[ResidualBlock]] = []
         for width, depth, stride in zip(
             spec.widths, spec.depths, spec.strides, strict=True
         ):
             blocks = []
             for index in range(depth):
-                block = ResidualBlock(
-                    spec.block,
+                layout = BlockLayout(
+                    spec=spec.block,
                     activation=self._activation,
                     in_channels=channels,
                     out_channels=width,
                     stride=stride if index == 0 else 1,
-                    expected_std=expected_std,
-                    index=count,
+                    is_first=not stages and index == 0,
                     num_blocks=sum(spec.depths),
                 )
-                blocks.append(block)
+                blocks.append(ResidualBlock(layout, expected_std))
                 channels = width
-                count += 1
                 # A transition block's shortcut is normalised by its projection, so the
                 # variance starts again from 1; every branch then adds alpha^2.
                 start = 1.0 if index == 0 else expected_std**2
@@ -177,20 +183,25 @@ class ResidualNet(hk.Module):
     ) -> jax.Array:
         """Runs blocks one after the other, each with its examples to `keep`."""
 
-        def run(blocks: Sequence[ResidualBlock]) -> Callable[..., jax.Array]:
-            def call(hidden: jax.Array, keep: Sequence[jax.Array | None]) -> jax.Array:
+        remat = self._remat != "none"
+        together = len(blocks) if self._remat == "stage" else 1
+        hidden = inputs
+        for start in range(0, len(blocks), together):
+            part = slice(start, start + together)
+            if self._outline and not hk.running_init():
+                hidden = run_blocks(blocks[part], hidden, keep[part], is_training, remat)
+                continue
+
+            def run(
+                hidden: jax.Array,
+                keep: Sequence[jax.Array | None],
+                blocks: Sequence[ResidualBlock] = blocks[part],
+            ) -> jax.Array:
                 for block, kept in zip(blocks, keep, strict=True):
                     hidden = block(hidden, kept, is_training)
                 return hidden
 
-            return call
-
-        if self._remat == "stage":
-            return hk.remat(run(blocks))(inputs, keep)
-        hidden = inputs
-        for block, kept in zip(blocks, keep, strict=True):
-            call = run([block])
-            hidden = (hk.remat(call) if self._remat == "block" else call)(hidden, [kept])
+            hidden = (hk.remat(run) if remat else run)(hidden, keep[part])
         return hidden
 
     def _needs_key(self) -> bool:

@@ -3,6 +3,8 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
+import dataclasses
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,29 @@ from nfnets.models.spec import BlockSpec
 _CONV_INITS = {"truncated": initializers.LINEAR, "he": initializers.HE}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """What tells one block of a network from another; equal ones compute the same.
+
+    Attributes:
+      spec: of all blocks.
+      activation: scaled as the family has it.
+      in_channels: width of the input.
+      out_channels: width of the output.
+      stride: of the first 3x3 convolution and of the shortcut.
+      is_first: of the network.
+      num_blocks: of the network.
+    """
+
+    spec: BlockSpec
+    activation: activations.Activation
+    in_channels: int
+    out_channels: int
+    stride: int
+    is_first: bool
+    num_blocks: int
+
+
 class ResidualBlock(hk.Module):
     """x -> shortcut(x) + alpha * skip_gain * branch(activation(x) / expected_std).
 
@@ -22,42 +47,24 @@ class ResidualBlock(hk.Module):
     shortcuts. `BlockSpec` says what other families leave out or add.
 
     Attributes:
+      layout: see `BlockLayout`.
       expected_std: standard deviation of the block's input at initialisation that the
-        design predicts; beta in the paper.
+        design predicts; beta in the paper. A number or a scalar array.
     """
 
-    def __init__(
-        self,
-        spec: BlockSpec,
-        *,
-        activation: activations.Activation,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        expected_std: float,
-        index: int,
-        num_blocks: int,
-    ) -> None:
-        """Builds the block's layers; see `BlockSpec` for what blocks have in common.
-
-        Args:
-          spec: of all blocks.
-          activation: scaled as the family has it.
-          in_channels: width of the input.
-          out_channels: width of the output.
-          stride: of the first 3x3 convolution and of the shortcut.
-          expected_std: see the class.
-          index: of this block in the network, from 0.
-          num_blocks: of the network.
-        """
+    def __init__(self, layout: BlockLayout, expected_std: jax.typing.ArrayLike) -> None:
+        """Builds the block's layers; see the class."""
+        spec = layout.spec
         super().__init__(name=spec.module_name)
+        self.layout = layout
         self.expected_std = expected_std
-        self._activation = activation
-        self._stride = stride
         self._spec = spec
+        self._activation = layout.activation
+        self._stride = stride = layout.stride
+        out_channels = layout.out_channels
 
-        width, groups = _inner_width(spec, in_channels, out_channels, index)
-        branch_scale = num_blocks**-0.25
+        width, groups = _inner_width(layout)
+        branch_scale = layout.num_blocks**-0.25
         self._convs = [make_conv(spec, width, 1, scale=branch_scale, name="conv0")]
         for number, name in enumerate(spec.spatial_convs):
             conv = make_conv(
@@ -73,7 +80,7 @@ class ResidualBlock(hk.Module):
         self._convs.append(make_conv(spec, out_channels, 1, scale=0.0, name="conv2"))
 
         self._project = None
-        if stride > 1 or in_channels != out_channels:
+        if stride > 1 or layout.in_channels != out_channels:
             self._project = make_conv(
                 spec,
                 out_channels,
@@ -104,14 +111,14 @@ class ResidualBlock(hk.Module):
           is_training: batch normalisation uses and records the batch's statistics.
         """
         entered = self._enter(0, inputs, is_training)
-        branch = self.branch(entered, is_training)
-        if keep is not None:
-            branch = jnp.where(keep[:, None, None, None], branch, 0)
+        branch, scale = self.branch(entered, is_training)
+        scale = scale * self._spec.alpha
         if self._spec.skip_gain:
-            skip_gain = hk.get_parameter("skip_gain", (), init=jnp.zeros)
-            branch = branch * (skip_gain * self._spec.alpha).astype(branch.dtype)
-        elif self._spec.alpha != 1:
-            branch = branch * self._spec.alpha
+            scale = scale * hk.get_parameter("skip_gain", (), init=jnp.zeros)
+        if keep is not None:
+            scale = jnp.where(keep[:, None, None, None], scale, 0)
+        # One product: the gradient needs what is multiplied, and nothing in between.
+        branch = branch * scale.astype(branch.dtype)
         outputs = self.shortcut(inputs, entered, is_training) + branch
         return outputs if self._spec.preactivation else self._activation(outputs)
 
@@ -136,17 +143,30 @@ class ResidualBlock(hk.Module):
             projected = batch_norm(projected, is_training)
         return projected
 
-    def branch(self, entered: jax.Array, is_training: bool = False) -> jax.Array:
-        """The residual branch before alpha and its gain, by design of unit variance."""
+    def branch(
+        self, entered: jax.Array, is_training: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """The residual branch before alpha and its gain, by design of unit variance.
+
+        Args:
+          entered: what its first convolution gets.
+          is_training: as in the call.
+
+        Returns:
+          Two factors: feature maps and float32 gates [N, 1, 1, C], or a scalar 1.
+        """
         hidden = entered
+        scale = jnp.ones(())
         for index, conv in enumerate(self._convs):
             if index > 0:
                 hidden = self._enter(index, hidden, is_training)
             hidden = self._leave(index, conv(hidden), is_training)
             if self._squeeze_excite is not None and index == self._gated_conv:
-                gates = self._squeeze_excite(hidden)
-                hidden = hidden * (self._spec.se_scale * gates)
-        return hidden
+                gates = self._squeeze_excite(hidden).astype(jnp.float32)
+                scale = self._spec.se_scale * gates
+                if self._spec.se_before_last:
+                    hidden, scale = hidden * scale.astype(hidden.dtype), jnp.ones(())
+        return hidden, scale
 
     def _enter(self, index: int, hidden: jax.Array, is_training: bool) -> jax.Array:
         """What stands before the branch's convolution `index`."""
@@ -159,7 +179,7 @@ class ResidualBlock(hk.Module):
             hidden = self._batch_norms[index](hidden, is_training)
         hidden = self._activation(hidden)
         if index == 0 and spec.scale_inputs:
-            hidden = hidden / self.expected_std
+            hidden = hidden / jnp.asarray(self.expected_std, hidden.dtype)
         return hidden
 
     def _leave(self, index: int, hidden: jax.Array, is_training: bool) -> jax.Array:
@@ -178,13 +198,13 @@ class ResidualBlock(hk.Module):
         return hidden if is_last else self._activation(hidden)
 
 
-def _inner_width(
-    spec: BlockSpec, in_channels: int, out_channels: int, index: int
-) -> tuple[int, int]:
-    """Channels and groups of the branch's inner convolutions in block `index`."""
-    width = int(out_channels * spec.bottleneck_ratio)
+def _inner_width(layout: BlockLayout) -> tuple[int, int]:
+    """Channels and groups of the branch's inner convolutions."""
+    spec = layout.spec
+    width = int(layout.out_channels * spec.bottleneck_ratio)
     if spec.ratio_of_input:
-        width = int(in_channels * (spec.bottleneck_ratio if index else 1))
+        ratio = 1 if layout.is_first else spec.bottleneck_ratio
+        width = int(layout.in_channels * ratio)
     if spec.group_width is None:
         return width, 1
     groups = max(1, width // spec.group_width)

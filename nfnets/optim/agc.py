@@ -9,9 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nfnets.outlining import inlined, outlined
+
 # Which axes of a parameter belong to one unit; None: the whole array is one unit.
 Axes = int | Sequence[int] | None
 AxisRule = Callable[[jax.Array], Axes]
+
+# Arrays whose norms are one function of the compiled program on CPU.
+_TOGETHER = 64
 
 
 class AdaptiveGradClipState(NamedTuple):
@@ -158,20 +163,22 @@ def adaptive_grad_clip(
             )
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
-        headrooms = [
-            _headroom(gradient, param, _hashable(axis_rule(param)), clipping, eps)
-            if c
-            else None
+        units = [
+            (gradient, param, _hashable(axis_rule(param)))
             for gradient, (param, c) in zip(gradients, clip, strict=True)
+            if c
         ]
+        found = _compute_headrooms(units, clipping, eps)
+        of_clipped = iter(found)
+        headrooms = [next(of_clipped) if c else None for _, c in clip]
         outputs = [
             gradient if headroom is None else _scale(gradient, headroom)
             for gradient, headroom in zip(gradients, headrooms, strict=True)
         ]
-        found = [h.reshape(-1) for h in headrooms if h is not None]
         # Behind the barrier: XLA would count every array on its own, which takes longer to
         # compile than clipping.
-        everywhere = jax.lax.optimization_barrier(jnp.concatenate([jnp.zeros(0), *found]))
+        everywhere = jnp.concatenate([jnp.zeros(0), *(h.reshape(-1) for h in found)])
+        everywhere = jax.lax.optimization_barrier(everywhere)
         state = AdaptiveGradClipState(
             _clipped_fraction(everywhere), _max_ratio(everywhere, clipping)
         )
@@ -218,6 +225,34 @@ def _leaves_to_clip(
         for gradient, param, flag in zip(gradients, leaves, flags, strict=True)
     ]
     return clip, treedef
+
+
+def _compute_headrooms(
+    units: Sequence[tuple[jax.Array, jax.Array, Axes]],
+    clipping: chex.Numeric,
+    eps: chex.Numeric,
+) -> list[jax.Array]:
+    """`_headroom` of each (gradient, weight, axes)."""
+    headrooms = []
+    for start in range(0, len(units), _TOGETHER):
+        gradients, weights, axes = zip(*units[start : start + _TOGETHER], strict=True)
+        headrooms += outlined(_headrooms)(gradients, weights, axes, clipping, eps)
+    return headrooms
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _headrooms(
+    gradients: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    axes: Sequence[Axes],
+    clipping: chex.Numeric,
+    eps: chex.Numeric,
+) -> list[jax.Array]:
+    with inlined():
+        return [
+            _headroom(gradient, weight, axis, clipping, eps)
+            for gradient, weight, axis in zip(gradients, weights, axes, strict=True)
+        ]
 
 
 @functools.partial(jax.jit, static_argnames="axis")  # traced once for each shape

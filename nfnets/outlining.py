@@ -1,0 +1,44 @@
+"""Parts of a program that stay functions of their own when it is compiled for CPU.
+
+XLA inlines every function. Its CPU backend then compares each operation with all that come
+before it, to find out which may run at the same time: that took 70 of the 125 s in which a
+training step of F6 was compiled (`benchmarks/RESULTS.md`). Within functions that are left
+alone there are few operations to compare.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+import functools
+from typing import ParamSpec, TypeVar
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Calls a jitted function, inside another one, so that it is not inlined on CPU.
+
+    Its gradient is likewise a function of its own. Without effect on other devices, and on
+    what is jitted within `function`.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _inlineable(False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def inlined() -> AbstractContextManager:
+    """For the body of an outlined function: what it calls is part of it."""
+    return _inlineable(True)
+
+
+def _inlineable(flag: bool) -> AbstractContextManager:
+    if jax.default_backend() != "cpu":
+        return nullcontext()
+    return set_xla_metadata(inlineable=str(flag).lower())
