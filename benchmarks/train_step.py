@@ -37,7 +37,7 @@ import optax
 import nfnets
 from nfnets.augment import AugmentOptions, augment
 from nfnets.models import Model, count_multiply_adds, layers, normalize_images
-from nfnets.optim import clipping_state, update_ema
+from nfnets.optim import clipping_state, global_norm, update_ema
 from nfnets.training import cpu
 
 CLASSES = 1000
@@ -104,7 +104,7 @@ def make_step(model: Model, parts: tuple[str, ...]) -> tuple[Callable, Callable]
             new["ema"] = update_ema(state["ema"], new["params"], 0.99999, state["step"])
         if "metrics" in parts:
             figures["top1"] = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
-            figures["gradient_norm"] = optax.tree.norm(grads)
+            figures["gradient_norm"] = global_norm(grads)
             clipping = clipping_state(new["optimizer"])
             figures |= {} if clipping is None else {"clipped": clipping.clipped_fraction}
         return new, figures
@@ -325,7 +325,9 @@ def main() -> None:
     peak = ceiling(options.dtype, 8192 if options.device == "gpu" else 2048)
     heading = False
     for name in options.models:
-        model = nfnets.create_model(name, CLASSES, compute_dtype=options.dtype)
+        model = nfnets.create_model(
+            name, CLASSES, compute_dtype=options.dtype, outline=True
+        )
         size = options.size or model.spec.recipe.train_size
         found = build(model, size, options)
         if not heading:

@@ -6,16 +6,19 @@ training step of F6 was compiled (`benchmarks/RESULTS.md`). Within functions tha
 alone there are few operations to compare.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 import functools
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Arrays of a tree that one function treats.
+_TOGETHER = 64
 
 
 def outlined(function: Callable[P, R]) -> Callable[P, R]:
@@ -31,6 +34,25 @@ def outlined(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return call
+
+
+def map_in_parts(
+    function: Callable[..., R], *sequences: Sequence[Any], **options: Any
+) -> list[R]:
+    """Calls a jitted function on parts of long sequences, each call not inlined on CPU.
+
+    Args:
+      function: from an equally long part of each of `sequences`.
+      *sequences: of equal length.
+      **options: the same for all calls.
+
+    Returns:
+      The results of all calls.
+    """
+    return [
+        outlined(function)(*(s[start : start + _TOGETHER] for s in sequences), **options)
+        for start in range(0, len(sequences[0]), _TOGETHER)
+    ]
 
 
 def inlined() -> AbstractContextManager:

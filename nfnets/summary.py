@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--run needs --batch=N, the images of the step")
     try:
         models = [
-            create_model(name, compute_dtype=options.compute_dtype, remat=remat)
+            create_model(
+                name, compute_dtype=options.compute_dtype, remat=remat, outline=True
+            )
             for name in options.models or list_models()
             for remat in options.remat
         ]

@@ -126,9 +126,7 @@ class Bank:
     cutout: np.ndarray | None
 
 
-def build_bank(
-    steps: tuple[Step, ...], height: int, width: int, translate: int
-) -> Bank:
+def build_bank(steps: tuple[Step, ...], height: int, width: int, translate: int) -> Bank:
     """Returns the bank of `steps`.
 
     Args:

@@ -74,9 +74,7 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
         *,
         outline: bool,
     ) -> Outputs:
-        network = ResidualNet(
-            folded_spec, model.num_classes, model.policy, outline=outline
-        )
+        network = ResidualNet(folded_spec, model.num_classes, model.policy, outline=outline)
         outputs = network(images, is_training, example_index)
         return {**outputs, "pool": outputs["pool"] * gamma}
 

@@ -46,7 +46,9 @@ def standardize_weight(
     return jax.checkpoint(standardize)(weight, gain)
 
 
-def _standardize(weight: jax.Array, gain: jax.Array, eps: float, eps_rule: str) -> jax.Array:
+def _standardize(
+    weight: jax.Array, gain: jax.Array, eps: float, eps_rule: str
+) -> jax.Array:
     # Two axes and one scale per unit: fewer passes over the weight, and XLA's CPU backend
     # takes ten times as long for the sums of the gradient over axes of length 1.
     units = weight.astype(jnp.float32).reshape(-1, weight.shape[-1])

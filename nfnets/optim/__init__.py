@@ -2,6 +2,7 @@
 
 from nfnets.optim.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnets.optim.ema import update_ema
+from nfnets.optim.norm import global_norm
 from nfnets.optim.optimizer import OPTIMIZERS, clipping_state, create_optimizer
 from nfnets.optim.sam import sam_perturbation
 from nfnets.optim.schedules import warmup_cosine
@@ -12,6 +13,7 @@ __all__ = [
     "adaptive_grad_clip",
     "clipping_state",
     "create_optimizer",
+    "global_norm",
     "sam_perturbation",
     "unitwise_norm",
     "update_ema",

@@ -9,14 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfnets.outlining import inlined, outlined
+from nfnets.outlining import inlined, map_in_parts
 
 # Which axes of a parameter belong to one unit; None: the whole array is one unit.
 Axes = int | Sequence[int] | None
 AxisRule = Callable[[jax.Array], Axes]
-
-# Arrays whose norms are one function of the compiled program on CPU.
-_TOGETHER = 64
 
 
 class AdaptiveGradClipState(NamedTuple):
@@ -163,12 +160,13 @@ def adaptive_grad_clip(
             )
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
-        units = [
-            (gradient, param, _hashable(axis_rule(param)))
-            for gradient, (param, c) in zip(gradients, clip, strict=True)
-            if c
-        ]
-        found = _compute_headrooms(units, clipping, eps)
+        found = _headrooms(
+            [g for g, (_, c) in zip(gradients, clip, strict=True) if c],
+            [param for param, c in clip if c],
+            [_hashable(axis_rule(param)) for param, c in clip if c],
+            clipping,
+            eps,
+        )
         of_clipped = iter(found)
         headrooms = [next(of_clipped) if c else None for _, c in clip]
         outputs = [
@@ -227,21 +225,22 @@ def _leaves_to_clip(
     return clip, treedef
 
 
-def _compute_headrooms(
-    units: Sequence[tuple[jax.Array, jax.Array, Axes]],
+def _headrooms(
+    gradients: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    axes: Sequence[Axes],
     clipping: chex.Numeric,
     eps: chex.Numeric,
 ) -> list[jax.Array]:
     """`_headroom` of each (gradient, weight, axes)."""
-    headrooms = []
-    for start in range(0, len(units), _TOGETHER):
-        gradients, weights, axes = zip(*units[start : start + _TOGETHER], strict=True)
-        headrooms += outlined(_headrooms)(gradients, weights, axes, clipping, eps)
-    return headrooms
+    parts = map_in_parts(
+        _headrooms_of_part, gradients, weights, tuple(axes), clipping=clipping, eps=eps
+    )
+    return [headroom for part in parts for headroom in part]
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def _headrooms(
+@functools.partial(jax.jit, static_argnums=2)
+def _headrooms_of_part(
     gradients: Sequence[jax.Array],
     weights: Sequence[jax.Array],
     axes: Sequence[Axes],

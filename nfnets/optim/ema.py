@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from nfnets.outlining import inlined, map_in_parts
+
 Tree = TypeVar("Tree")
 
 
@@ -31,8 +33,19 @@ def update_ema(average: Tree, values: Tree, decay: float, step: chex.Numeric) ->
       step: updates before this one, from 0.
     """
     rate = 1.0 - warmed_up_decay(decay, step)
+    treedef = jax.tree.structure(average)
+    parts = map_in_parts(
+        _blend_part, jax.tree.leaves(average), treedef.flatten_up_to(values), rate=rate
+    )
+    return treedef.unflatten([leaf for part in parts for leaf in part])
 
-    return jax.tree.map(lambda old, new: _blend(old, new, rate), average, values)
+
+@jax.jit
+def _blend_part(
+    old: list[jax.Array], new: list[jax.Array], rate: jax.Array
+) -> list[jax.Array]:
+    with inlined():
+        return [_blend(a, b, rate) for a, b in zip(old, new, strict=True)]
 
 
 @jax.jit  # traced once for each shape

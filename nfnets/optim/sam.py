@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nfnets.optim.norm import global_norm
+
 
 def sam_perturbation(gradient: optax.Updates, rho: float) -> optax.Updates:
     """Returns the step of length `rho` along the gradient: rho * g / |g|.
@@ -30,7 +32,7 @@ def sam_perturbation(gradient: optax.Updates, rho: float) -> optax.Updates:
     """
     if rho < 0:
         raise ValueError(f"rho must be at least 0, not {rho}")
-    norm = optax.tree.norm(optax.tree.cast(gradient, jnp.float32))
+    norm = global_norm(gradient)
     is_zero = norm == 0
     scale = jnp.where(is_zero, 0.0, rho / jnp.where(is_zero, 1.0, norm))
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)

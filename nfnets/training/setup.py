@@ -151,10 +151,15 @@ def describe(
                 "at a time: unlike a normalizer-free network, this one does not train as "
                 "it would on the whole batch"
             )
-    if config.model.remat != "none" and devices[0].platform == "cpu":
+    if (
+        config.model.remat != "none"
+        and model.spec.block.normalization == "batch"
+        and devices[0].platform == "cpu"
+    ):
         lines.append(
-            "WARNING   XLA undoes config.model.remat on CPU devices, unless XLA_FLAGS "
-            "holds --xla_disable_hlo_passes=cse_barrier_expander"
+            "WARNING   XLA undoes config.model.remat on CPU devices in networks with batch "
+            "normalisation, unless XLA_FLAGS holds "
+            "--xla_disable_hlo_passes=cse_barrier_expander"
         )
     if config.sam.rho is not None:
         lines.append(

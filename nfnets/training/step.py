@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from nfnets.models import Model, Params, State, normalize_images
-from nfnets.optim import clipping_state, rules, update_ema
+from nfnets.optim import clipping_state, global_norm, rules, update_ema
 from nfnets.training.gradients import Batch, Keys, Metrics, make_gradient
 from nfnets.training.state import AXIS, TrainState, build_schedule, ema_decays
 
@@ -70,7 +70,7 @@ def make_train_step(
         }
         metrics |= {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": global_norm(grads),
             **_clipping_metrics(opt_state),
         }
         return TrainState(state.step + 1, params, net_state, opt_state, ema), metrics

@@ -74,6 +74,16 @@ def test_gelu_and_its_derivatives_are_those_of_the_tanh_form(scaled):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["gelu", "gelu_exact", "silu", "softplus", "selu"])
+def test_the_gradient_keeps_no_more_than_the_input(name, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    # One size for each backend, as traces are kept by shape.
+    values = jnp.linspace(-3, 3, {"cpu": 64, "gpu": 65}[backend])
+    _, gradient = jax.vjp(activations.get(name), values)
+    assert sum(array.nbytes for array in jax.tree.leaves(gradient)) <= values.nbytes
+
+
 def test_dtype_is_kept_and_unknown_names_are_named():
     assert activations.get("gelu")(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="unknown activation 'swich'; choose one of iden"):
