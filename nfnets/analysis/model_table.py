@@ -37,7 +37,9 @@ class ModelRow:
     top1: float | None
 
 
-def describe(model: Model, batch_size: int | None = None, *, run: bool = False) -> ModelRow:
+def describe(
+    model: Model, batch_size: int | None = None, *, run: bool = False
+) -> ModelRow:
     """Counts one model's sizes and costs.
 
     Args:
@@ -89,20 +91,18 @@ def format_table(rows: Iterable[ModelRow]) -> Iterable[str]:
     yield _line([title for title, _ in _COLUMNS])
     for row in rows:
         memory = "-" if row.step_bytes is None else f"{row.step_bytes / 2**30:.2f}"
-        yield _line(
-            [
-                row.name,
-                f"{row.parameters / 1e6:.1f}",
-                str(row.train_size),
-                f"{row.train_multiply_adds / 1e9:.2f}",
-                str(row.test_size),
-                f"{row.test_multiply_adds / 1e9:.2f}",
-                f"{row.activations / 1e6:.2f}",
-                memory,
-                "-" if row.step_seconds is None else f"{row.step_seconds:.2f}",
-                "-" if row.top1 is None else f"{row.top1:.1f}",
-            ]
-        )
+        yield _line([
+            row.name,
+            f"{row.parameters / 1e6:.1f}",
+            str(row.train_size),
+            f"{row.train_multiply_adds / 1e9:.2f}",
+            str(row.test_size),
+            f"{row.test_multiply_adds / 1e9:.2f}",
+            f"{row.activations / 1e6:.2f}",
+            memory,
+            "-" if row.step_seconds is None else f"{row.step_seconds:.2f}",
+            "-" if row.top1 is None else f"{row.top1:.1f}",
+        ])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -107,7 +107,9 @@ def pair_kinds(
     return mixed & chosen, mixed & ~chosen
 
 
-def _spread(index: jax.Array, share: fractions.Fraction) -> tuple[jax.Array, jax.Array]:
+def _spread(
+    index: jax.Array, share: fractions.Fraction
+) -> tuple[jax.Array, jax.Array]:
     """Returns whether floor((i + 1) share) > floor(i share), and floor(i share)."""
     share = share.limit_denominator(_MAX_DENOMINATOR)
     whole, rest = index // share.denominator, index % share.denominator

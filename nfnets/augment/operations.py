@@ -126,7 +126,9 @@ class Bank:
     cutout: np.ndarray | None
 
 
-def build_bank(steps: tuple[Step, ...], height: int, width: int, translate: int) -> Bank:
+def build_bank(
+    steps: tuple[Step, ...], height: int, width: int, translate: int
+) -> Bank:
     """Returns the bank of `steps`.
 
     Args:

@@ -119,7 +119,9 @@ def draw_step(config: ml_collections.ConfigDict, step: int) -> np.ndarray:
     from nfnets.training.step import step_keys
 
     dataset = setup.open_config_dataset(config, None)
-    config = resolve(config, num_train=len(dataset.train), num_classes=dataset.num_classes)
+    config = resolve(
+        config, num_train=len(dataset.train), num_classes=dataset.num_classes
+    )
     options = augment_options(config)
     batches = train_batches(
         dataset.train,

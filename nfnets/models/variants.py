@@ -99,7 +99,9 @@ def _nfnet_tiny() -> ModelSpec:
 
 
 # suffix -> (widths before the factor 3/4, depths, train px, test px, dropout).
-_NF_REGNET_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, float]] = {
+_NF_REGNET_VARIANTS: dict[
+    str, tuple[tuple[int, ...], tuple[int, ...], int, int, float]
+] = {
     "b0": ((48, 104, 208, 440), (1, 3, 6, 6), 192, 224, 0.2),
     "b1": ((48, 104, 208, 440), (2, 4, 7, 7), 224, 256, 0.2),
     "b2": ((56, 112, 232, 488), (2, 4, 8, 8), 240, 272, 0.3),

@@ -78,6 +78,6 @@ def test_mistakes_are_named(tmp_path):
         with pytest.raises(UserError, match=message):
             signal_propagation.main([argument])
     with pytest.raises(UserError, match="cannot write --out="):
-        signal_propagation.main(
-            ["nfnet_tiny", "--image_size=16", "--batch=1", f"--out={tmp_path}/none/spp.png"]
-        )
+        signal_propagation.main([
+            "nfnet_tiny", "--image_size=16", "--batch=1", f"--out={tmp_path}/none/spp.png"
+        ])

@@ -47,9 +47,9 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
     assert len(names) == len(choices)
 
     images = np.broadcast_to(_image(), (count, 3, _HEIGHT, _WIDTH))
-    results = jax.jit(lambda *a: policies.rand_augment(*a, layers=1, magnitude=magnitude))(
-        jax.random.key(0), images, jnp.arange(count)
-    )
+    results = jax.jit(
+        lambda *a: policies.rand_augment(*a, layers=1, magnitude=magnitude)
+    )(jax.random.key(0), images, jnp.arange(count))
     found = [names.get(image.tobytes(), "Cutout") for image in np.asarray(results)]
     counts = collections.Counter(found)
 

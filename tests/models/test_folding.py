@@ -79,7 +79,9 @@ def test_timm_compat_is_two_rules():
     assert model.spec.block.weight_eps == 1e-5
     assert model.spec.block.weight_eps_rule == "added"
     plain = nfnets.create_model("nfnet_tiny")
-    block = dataclasses.replace(model.spec.block, weight_eps=1e-4, weight_eps_rule="floor")
+    block = dataclasses.replace(
+        model.spec.block, weight_eps=1e-4, weight_eps_rule="floor"
+    )
     assert dataclasses.replace(model.spec, activation="gelu", block=block) == plain.spec
     with pytest.raises(ValueError, match="timm_compat is for NFNets, not for resnet50"):
         nfnets.create_model("resnet50", timm_compat=True)

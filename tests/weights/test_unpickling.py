@@ -117,12 +117,8 @@ MALICIOUS = {
     "REDUCE": pickle.dumps(Reduced(os.system, ("touch gone",))),
     "REDUCE in an array's place": pickle.dumps({"m": {"w": Reduced(os.system, ("a",))}}),
     "GLOBAL": b"cos\nsystem\n(S'touch gone'\ntR.",
-    "STACK_GLOBAL": b"\x80\x04"
-    + short(b"os")
-    + short(b"system")
-    + b"\x93"
-    + short(TOUCH)
-    + b"\x85R.",
+    "STACK_GLOBAL": b"\x80\x04" + short(b"os") + short(b"system") + b"\x93"
+    + short(TOUCH) + b"\x85R.",
     "eval": b"c__builtin__\neval\n(S'1'\ntR.",
     "builtins": pickle.dumps(Reduced(eval, ("1",))),
     "getattr": pickle.dumps(Reduced(getattr, (1, "real"))),
