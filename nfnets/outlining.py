@@ -24,8 +24,8 @@ _TOGETHER = 64
 def outlined(function: Callable[P, R]) -> Callable[P, R]:
     """Calls a jitted function, inside another one, so that it is not inlined on CPU.
 
-    Its gradient is likewise a function of its own. Without effect on other devices, and on
-    what is jitted within `function`.
+    Its gradient is likewise a function of its own. What is jitted within stays so, too,
+    unless the body is under `inlined()`. Without effect on other devices.
     """
 
     @functools.wraps(function)

@@ -42,13 +42,15 @@ def standardize_weight(
     Returns:
       float32, the shape of `weight`.
     """
+    # The gradient computes it again: it would keep two more arrays of the weight's size.
     standardize = functools.partial(_standardize, eps=eps, eps_rule=eps_rule)
     return jax.checkpoint(standardize)(weight, gain)
 
 
 def _standardize(
-    weight: jax.Array, gain: jax.Array, eps: float, eps_rule: str
+    weight: jax.Array, gain: jax.Array, eps: float, eps_rule: WeightEpsRule
 ) -> jax.Array:
+    """See `standardize_weight`."""
     # Two axes and one scale per unit: fewer passes over the weight, and XLA's CPU backend
     # takes ten times as long for the sums of the gradient over axes of length 1.
     units = weight.astype(jnp.float32).reshape(-1, weight.shape[-1])

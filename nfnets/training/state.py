@@ -47,8 +47,7 @@ def build_model(config: ml_collections.ConfigDict) -> Model:
         sync_batch_norm=AXIS if config.model.sync_batch_norm else None,
         compute_dtype=config.model.compute_dtype,
         remat=config.model.remat,
-        outline=True,
-        **config.model.overrides,
+        **{"outline": True, **config.model.overrides},
     )
 
 
