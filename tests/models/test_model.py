@@ -47,3 +47,17 @@ def test_images_of_another_shape_are_refused_every_time():
     for shape in ((1, 3, 64, 64), (64, 64, 3)):
         with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\], not \["):
             model.init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_threads_draw_what_one_draws_and_a_default_device_is_heeded():
+    model = nfnets.create_model("nfnet_tiny", 10)
+    images = jnp.zeros((1, 64, 64, 3))
+    drawn = model.init(jax.random.key(0), images)
+    traced = jax.jit(lambda key: model.init(key, images))(jax.random.key(0))
+    other = jax.devices()[1]
+    with jax.default_device(other):
+        elsewhere = model.init(jax.random.key(0), images)
+    for a, b, c in zip(*map(jax.tree.leaves, (drawn, elsewhere, traced)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-7)
+        assert b.devices() == {other}
