@@ -182,7 +182,6 @@ class ResidualNet(hk.Module):
         is_training: bool,
     ) -> jax.Array:
         """Runs blocks one after the other, each with its examples to `keep`."""
-
         remat = self._remat != "none"
         together = len(blocks) if self._remat == "stage" else 1
         hidden = inputs
