@@ -121,7 +121,14 @@ def stage_slices(depths):
     ("name", "overrides", "size", "batch"),
     [
         ("nfnet_f0", {}, 256, 2),
-        ("nfnet_tiny", {"widths": (256,), "depths": (100,), "strides": (1,)}, 64, 4),
+        ("nfnet_tiny", {"widths": (256,), "depths": (30,), "strides": (1,)}, 64, 4),
+        pytest.param(
+            "nfnet_tiny",
+            {"widths": (256,), "depths": (100,), "strides": (1,)},
+            64,
+            4,
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_signal_keeps_the_predicted_variance_within_stages(name, overrides, size, batch):

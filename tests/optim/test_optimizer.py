@@ -32,7 +32,9 @@ def one_update(optimizer, params, gradients):
 def test_trajectory_is_the_published_one():
     data = np.load(reference.DATA / "trajectory-NFNet-F0.npz")
     steps, peak = int(data["steps"]), float(data["lr"])
-    model = nfnets.create_model("nfnet_f0", drop_rate=0.0, stochdepth_rate=0.0)
+    model = nfnets.create_model(
+        "nfnet_f0", drop_rate=0.0, stochdepth_rate=0.0, outline=True
+    )
     start = jax.tree.map(jnp.asarray, reference.formula_params(parameter_shapes(model)))
     images = reference.formula_images(4, 32)
     targets = optax.smooth_labels(jax.nn.one_hot(jnp.array([1, 7, 500, 999]), 1000), 0.1)
