@@ -161,7 +161,9 @@ def plot(results: Mapping[str, SignalPropagation], path: str | pathlib.Path) -> 
     axes[1].plot([], [], color="black", linestyle="--", label="predicted, beta squared")
     axes[1].legend()
     figure.suptitle("Signal propagation at initialisation, unit normal images")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1
+    )
     figure.savefig(path, dpi=110)
 
 

@@ -5,6 +5,7 @@ Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C chan
 
 from collections.abc import Sequence
 import functools
+from typing import Any
 
 import haiku as hk
 import jax
@@ -54,24 +55,18 @@ def _run(
     layouts: tuple[BlockLayout, ...],
     is_training: bool,
 ) -> jax.Array:
+    """Calls each block's function, with that block's own of each sequence."""
     run_block = outlined(_run_block)
     for own, std, kept, layout in zip(params, stds, keep, layouts, strict=True):
         hidden = run_block(own, std, hidden, kept, layout, is_training)
     return hidden
 
 
-@functools.partial(jax.jit, static_argnames=("layouts", "is_training"))
-def _run_rematerialized(
-    params: Sequence[_Arrays],
-    stds: Sequence[jax.Array],
-    hidden: jax.Array,
-    keep: Sequence[jax.Array | None],
-    layouts: tuple[BlockLayout, ...],
-    is_training: bool,
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _run_rematerialized(*args: Any) -> jax.Array:
+    """`_run`, of which the backward pass keeps the arguments alone."""
     with inlined():
-        run = jax.checkpoint(_run, static_argnums=(4, 5))
-        return run(params, stds, hidden, keep, layouts, is_training)
+        return jax.checkpoint(_run, static_argnums=(4, 5))(*args)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "is_training"))
@@ -83,6 +78,8 @@ def _run_block(
     layout: BlockLayout,
     is_training: bool,
 ) -> jax.Array:
+    """One block that stands alone: it knows its layout, but not its place in a network."""
+
     def block(hidden: jax.Array, keep: jax.Array | None) -> jax.Array:
         return ResidualBlock(layout, expected_std)(hidden, keep, is_training)
 

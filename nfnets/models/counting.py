@@ -126,6 +126,6 @@ def observe_forward(model: Model, image_size: int, observer: Callable[..., Any])
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params, state = model.shapes()
-    model = dataclasses.replace(model, outline=False)
+    model = dataclasses.replace(model, outline=False)  # look into the blocks
     with hk.intercept_methods(observer):
         jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)

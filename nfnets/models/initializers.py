@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -19,13 +18,6 @@ import numpy as np
 # hundreds of shapes of a large network (F6 took minutes with one function per shape).
 _SMALL_PIECE = 2**12
 _LARGE_PIECE = 2**18
-
-
-class PieceKind(NamedTuple):
-    """What one compiled function draws: how many values, and whether truncated at two."""
-
-    piece: int
-    truncated: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +46,11 @@ class ScaledNormal:
         if self.fan_in_scaled:
             stddev /= math.sqrt(math.prod(shape[:-1]))
         size = math.prod(shape)
-        kind = self.kind(shape)
-        count = -(-size // kind.piece)
-        draw_piece = functools.partial(draw_piece_of, kind, key)
+        piece = _SMALL_PIECE if size <= _SMALL_PIECE else _LARGE_PIECE
+        count = -(-size // piece)
+        draw_piece = functools.partial(
+            _draw_piece, key, piece=piece, truncated=self.truncated
+        )
         if isinstance(key, jax.core.Tracer):
             values = jax.lax.map(draw_piece, jnp.arange(count)).reshape(-1)
             return (values[:size].reshape(shape) * stddev).astype(dtype)
@@ -66,19 +60,15 @@ class ScaledNormal:
         values *= np.float32(stddev)
         return jax.device_put(values.astype(dtype, copy=False), may_alias=False)
 
-    def kind(self, shape: Sequence[int]) -> PieceKind:
-        """Returns the kind of pieces that an array of `shape` is drawn in."""
-        is_small = math.prod(shape) <= _SMALL_PIECE
-        return PieceKind(_SMALL_PIECE if is_small else _LARGE_PIECE, self.truncated)
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def draw_piece_of(kind: PieceKind, key: jax.Array, index: jax.Array | int) -> jax.Array:
-    """Returns the piece number `index` of the values of a key, float32 [piece]."""
+@functools.partial(jax.jit, static_argnames=("piece", "truncated"))
+def _draw_piece(
+    key: jax.Array, index: jax.Array | int, *, piece: int, truncated: bool
+) -> jax.Array:
     key = jax.random.fold_in(key, index)
-    if kind.truncated:
-        return jax.random.truncated_normal(key, -2.0, 2.0, (kind.piece,))
-    return jax.random.normal(key, (kind.piece,))
+    if truncated:
+        return jax.random.truncated_normal(key, -2.0, 2.0, (piece,))
+    return jax.random.normal(key, (piece,))
 
 
 def he_fan_out(channels: int, kernel_size: int, scale: float = 1.0) -> ScaledNormal:

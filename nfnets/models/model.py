@@ -1,10 +1,8 @@
 """Models as pairs of pure functions."""
 
 from collections.abc import Callable, Mapping
-from concurrent import futures
 import dataclasses
 import functools
-import os
 from typing import Any
 import zlib
 
@@ -15,7 +13,6 @@ import jmp
 import numpy as np
 
 from nfnets.models import variants
-from nfnets.models.initializers import draw_piece_of
 from nfnets.models.network import REMAT, Remat, ResidualNet, check_images
 from nfnets.models.spec import ModelSpec
 
@@ -29,9 +26,6 @@ _Recipes = Mapping[tuple[str, str], tuple[Any, Any, Callable]]
 
 # NumPy's take no compilation of each shape.
 _CONSTANTS = {jnp.zeros: np.zeros, jnp.ones: np.ones}
-
-# Each holds an array or two at a time.
-_DRAWING_THREADS = min(4, os.cpu_count() or 1)
 
 # What timm computes in another way than the published code.
 _TIMM = {"activation": "gelu_exact", "weight_eps": 1e-5, "weight_eps_rule": "added"}
@@ -213,27 +207,15 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
 
 
 def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
-    def draw(path: tuple[str, str]) -> jax.Array:
-        shape, dtype, init = recipes[path]
-        if hasattr(init, "draw"):
-            key = jax.random.fold_in(rng, zlib.crc32(":".join(path).encode()))
-            return init.draw(key, shape, dtype)
-        if init in _CONSTANTS and not isinstance(rng, jax.core.Tracer):
-            return jax.device_put(_CONSTANTS[init](shape, dtype), may_alias=False)
-        return init(shape, dtype)
-
-    # What JAX was told for this thread (a default device) others do not know of.
-    if isinstance(rng, jax.core.Tracer) or jax.config.jax_default_device is not None:
-        values = list(map(draw, recipes))
-    else:
-        with futures.ThreadPoolExecutor(_DRAWING_THREADS) as pool:
-            # Compiled first: threads that need the same function would both compile it.
-            normal = [r for r in recipes.values() if hasattr(r[2], "draw")]
-            kinds = {init.kind(shape) for shape, _, init in normal}
-            list(pool.map(lambda kind: draw_piece_of(kind, rng, 0), kinds))
-            values = list(pool.map(draw, recipes))
     arrays: dict[str, dict[str, jax.Array]] = {}
-    for (module, name), value in zip(recipes, values, strict=True):
+    for (module, name), (shape, dtype, init) in recipes.items():
+        if hasattr(init, "draw"):
+            key = jax.random.fold_in(rng, zlib.crc32(f"{module}:{name}".encode()))
+            value = init.draw(key, shape, dtype)
+        elif init in _CONSTANTS and not isinstance(rng, jax.core.Tracer):
+            value = jax.device_put(_CONSTANTS[init](shape, dtype), may_alias=False)
+        else:
+            value = init(shape, dtype)
         arrays.setdefault(module, {})[name] = value
     return arrays
 

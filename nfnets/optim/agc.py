@@ -160,13 +160,15 @@ def adaptive_grad_clip(
             )
         clip, treedef = _leaves_to_clip(updates, params, mask)
         gradients = treedef.flatten_up_to(updates)
-        found = _headrooms(
+        parts = map_in_parts(
+            _headrooms,
             [g for g, (_, c) in zip(gradients, clip, strict=True) if c],
             [param for param, c in clip if c],
-            [_hashable(axis_rule(param)) for param, c in clip if c],
-            clipping,
-            eps,
+            tuple(_hashable(axis_rule(param)) for param, c in clip if c),
+            clipping=clipping,
+            eps=eps,
         )
+        found = [headroom for part in parts for headroom in part]
         of_clipped = iter(found)
         headrooms = [next(of_clipped) if c else None for _, c in clip]
         outputs = [
@@ -225,6 +227,7 @@ def _leaves_to_clip(
     return clip, treedef
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _headrooms(
     gradients: Sequence[jax.Array],
     weights: Sequence[jax.Array],
@@ -232,21 +235,7 @@ def _headrooms(
     clipping: chex.Numeric,
     eps: chex.Numeric,
 ) -> list[jax.Array]:
-    """`_headroom` of each (gradient, weight, axes)."""
-    parts = map_in_parts(
-        _headrooms_of_part, gradients, weights, tuple(axes), clipping=clipping, eps=eps
-    )
-    return [headroom for part in parts for headroom in part]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _headrooms_of_part(
-    gradients: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    axes: Sequence[Axes],
-    clipping: chex.Numeric,
-    eps: chex.Numeric,
-) -> list[jax.Array]:
+    """`_headroom` of each array; one function, so that it is compiled sooner on CPU."""
     with inlined():
         return [
             _headroom(gradient, weight, axis, clipping, eps)

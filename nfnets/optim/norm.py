@@ -9,7 +9,14 @@ from nfnets.outlining import inlined, map_in_parts
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Returns the L2 norm of all arrays of a tree as one vector, a float32 scalar."""
+    """Returns the L2 norm of all arrays of a tree as one vector, a float32 scalar.
+
+    `optax.tree.norm`, but half precision is summed in float32, each shape is traced once,
+    and the sums are functions of their own, which compiles sooner.
+
+    Args:
+      tree: of real or complex arrays; 0 without any.
+    """
     parts = map_in_parts(_sum_of_squares_of_part, jax.tree.leaves(tree))
     return jnp.sqrt(sum(parts, jnp.zeros(())))
 

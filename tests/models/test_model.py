@@ -49,7 +49,7 @@ def test_images_of_another_shape_are_refused_every_time():
             model.init(jax.random.key(0), jnp.zeros(shape))
 
 
-def test_threads_draw_what_one_draws_and_a_default_device_is_heeded():
+def test_a_default_device_is_heeded_and_compiled_draws_are_the_same():
     model = nfnets.create_model("nfnet_tiny", 10)
     images = jnp.zeros((1, 64, 64, 3))
     drawn = model.init(jax.random.key(0), images)
