@@ -41,7 +41,7 @@ class Model:
       spec: the description that the network was built from.
       policy: dtypes of parameters, computation and outputs.
       remat: one of `REMAT`.
-      outline: residual blocks are functions of their own.
+      outline: residual blocks are functions of their own, see `create_model`.
     """
 
     name: str

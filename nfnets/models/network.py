@@ -3,7 +3,7 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Literal, get_args
 
@@ -182,25 +182,25 @@ class ResidualNet(hk.Module):
         is_training: bool,
     ) -> jax.Array:
         """Runs blocks one after the other, each with its examples to `keep`."""
-        remat = self._remat != "none"
-        together = len(blocks) if self._remat == "stage" else 1
-        hidden = inputs
-        for start in range(0, len(blocks), together):
-            part = slice(start, start + together)
-            if self._outline and not hk.running_init():
-                hidden = run_blocks(blocks[part], hidden, keep[part], is_training, remat)
-                continue
 
-            def run(
-                hidden: jax.Array,
-                keep: Sequence[jax.Array | None],
-                blocks: Sequence[ResidualBlock] = blocks[part],
-            ) -> jax.Array:
+        def in_place(blocks: Sequence[ResidualBlock]) -> Callable[..., jax.Array]:
+            def call(hidden: jax.Array, keep: Sequence[jax.Array | None]) -> jax.Array:
                 for block, kept in zip(blocks, keep, strict=True):
                     hidden = block(hidden, kept, is_training)
                 return hidden
 
-            hidden = (hk.remat(run) if remat else run)(hidden, keep[part])
+            return hk.remat(call) if remat else call
+
+        remat = self._remat != "none"
+        outline = self._outline and not hk.running_init()
+        together = len(blocks) if self._remat == "stage" else 1
+        hidden = inputs
+        for start in range(0, len(blocks), together):
+            part, kept = blocks[start : start + together], keep[start : start + together]
+            if outline:
+                hidden = run_blocks(part, hidden, kept, is_training, remat)
+            else:
+                hidden = in_place(part)(hidden, kept)
         return hidden
 
     def _needs_key(self) -> bool:
