@@ -14,10 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Random values come in pieces of these lengths, so that two compiled functions serve the
+# Random values come in pieces of this length, so that one compiled function serves the
 # hundreds of shapes of a large network (F6 took minutes with one function per shape).
-_SMALL_PIECE = 2**12
-_LARGE_PIECE = 2**18
+_PIECE = 2**18
+
+# Bounds of the uniform values that become normal ones (above -1: none is to be infinite)
+# and of the normal values; the same for values truncated at two standard deviations.
+_INFINITY = np.float32(np.inf)
+_WHOLE = (np.nextafter(np.float32(-1), np.float32(0)), np.float32(1), -_INFINITY, _INFINITY)
+_TRUNCATED = (
+    np.float32(math.erf(-math.sqrt(2))),
+    np.float32(math.erf(math.sqrt(2))),
+    np.nextafter(np.float32(-2), _INFINITY),
+    np.nextafter(np.float32(2), -_INFINITY),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,35 +50,60 @@ class ScaledNormal:
         """Haiku's initializer protocol: draws with Haiku's next random key."""
         return self.draw(hk.next_rng_key(), shape, dtype)
 
-    def draw(self, key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
-        """Returns values of `shape` and `dtype` that depend on `key` alone."""
+    def draw(
+        self,
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: jnp.dtype,
+        stream: int | None = None,
+    ) -> jax.Array:
+        """Draws values that depend on the arguments alone.
+
+        Args:
+          key: random key.
+          shape: of the result.
+          dtype: of the result.
+          stream: in [0, 2^32), folded into `key` first; None: nothing is.
+        """
         stddev = self.stddev
         if self.fan_in_scaled:
             stddev /= math.sqrt(math.prod(shape[:-1]))
         size = math.prod(shape)
-        piece = _SMALL_PIECE if size <= _SMALL_PIECE else _LARGE_PIECE
-        count = -(-size // piece)
         draw_piece = functools.partial(
-            _draw_piece, key, piece=piece, truncated=self.truncated
+            _draw_piece,
+            key,
+            None if stream is None else np.uint32(stream),
+            _TRUNCATED if self.truncated else _WHOLE,
         )
+        indices = np.arange(-(-size // _PIECE), dtype=np.uint32)
         if isinstance(key, jax.core.Tracer):
-            values = jax.lax.map(draw_piece, jnp.arange(count)).reshape(-1)
+            values = jax.lax.map(draw_piece, indices).reshape(-1)
             return (values[:size].reshape(shape) * stddev).astype(dtype)
-        pieces = [draw_piece(index) for index in range(count)]
+        pieces = [draw_piece(index) for index in indices]
         # Joined by NumPy: nothing to compile for each shape, most of F0's first seconds.
-        values = np.concatenate(pieces)[:size].reshape(shape)
-        values *= np.float32(stddev)
-        return jax.device_put(values.astype(dtype, copy=False), may_alias=False)
+        values = np.empty(size, np.float32)
+        for piece, start in zip(pieces, range(0, size, _PIECE), strict=True):
+            part = values[start : start + _PIECE]
+            np.multiply(np.asarray(piece)[: part.size], np.float32(stddev), out=part)
+        values = values.astype(dtype, copy=False).reshape(shape)
+        return jax.device_put(values, may_alias=False)
 
 
-@functools.partial(jax.jit, static_argnames=("piece", "truncated"))
+@jax.jit
 def _draw_piece(
-    key: jax.Array, index: jax.Array | int, *, piece: int, truncated: bool
+    key: jax.Array,
+    stream: jax.Array | None,
+    distribution: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    index: jax.Array,
 ) -> jax.Array:
+    """Draws [_PIECE] values; the distribution is data, or each would be compiled."""
+    if stream is not None:
+        key = jax.random.fold_in(key, stream)
     key = jax.random.fold_in(key, index)
-    if truncated:
-        return jax.random.truncated_normal(key, -2.0, 2.0, (piece,))
-    return jax.random.normal(key, (piece,))
+    smallest, largest, lower, upper = distribution
+    uniform = jax.random.uniform(key, (_PIECE,), jnp.float32, smallest, largest)
+    normal = np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+    return jnp.clip(normal, lower, upper)
 
 
 def he_fan_out(channels: int, kernel_size: int, scale: float = 1.0) -> ScaledNormal:

@@ -210,8 +210,8 @@ def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
     arrays: dict[str, dict[str, jax.Array]] = {}
     for (module, name), (shape, dtype, init) in recipes.items():
         if hasattr(init, "draw"):
-            key = jax.random.fold_in(rng, zlib.crc32(f"{module}:{name}".encode()))
-            value = init.draw(key, shape, dtype)
+            stream = zlib.crc32(f"{module}:{name}".encode())
+            value = init.draw(rng, shape, dtype, stream)
         elif init in _CONSTANTS and not isinstance(rng, jax.core.Tracer):
             value = jax.device_put(_CONSTANTS[init](shape, dtype), may_alias=False)
         else:
