@@ -22,6 +22,8 @@ from nfnets.training.provenance import Provenance, check_same_run
 from nfnets.training.records import Records
 from nfnets.training.state import TrainState, build_model, build_optimizer, create_state
 from nfnets.training.step import (
+    TrainStep,
+    batch_shapes,
     make_eval_step,
     make_train_step,
     map_eval_step,
@@ -29,6 +31,7 @@ from nfnets.training.step import (
     put_batch,
     replicate,
 )
+from nfnets.training.step_cache import StepCache
 from nfnets.weights import initial_weights, read_weights_info
 
 
@@ -65,21 +68,27 @@ def train(config: ml_collections.ConfigDict, workdir: str, *, dry_run: bool = Fa
     model = setup.as_user_error(lambda: build_model(resolved))
     if resolved.train.microbatch == AUTO:
         resolved = choose_microbatch(resolved, model, say=distributed.say)
+    steps = StepCache(resolved)  # before the lines, which take a second
     for line in setup.describe(resolved, model, dataset):
         distributed.say(line)
     if dry_run:
-        _dry_run(resolved, model)
+        _dry_run(resolved, model, steps)
         return 0
-    run = _Run(config=resolved, workdir=folder, dataset=dataset, model=model)
+    run = _Run(
+        config=resolved, workdir=folder, dataset=dataset, model=model, steps=steps
+    )
     return run.train()
 
 
-def _dry_run(config: ml_collections.FrozenConfigDict, model: Model) -> None:
+def _dry_run(
+    config: ml_collections.FrozenConfigDict, model: Model, steps: StepCache
+) -> None:
     optimizer = setup.as_user_error(lambda: build_optimizer(config))
     state = replicate(create_state(config, model, optimizer))
-    step = map_train_step(make_train_step(config, model, optimizer))
     start = time.monotonic()
     batch = put_batch(setup.fake_batch(config))
+    mapped = map_train_step(make_train_step(config, model, optimizer))
+    step = steps.prepare(mapped, state, batch)
     state, metrics = step(state, batch)
     loss = float(metrics["loss"])
     compiled = time.monotonic()
@@ -119,12 +128,14 @@ class _Run:
     workdir: pathlib.Path
     dataset: Dataset
     model: Model
+    steps: StepCache
 
     def __post_init__(self) -> None:
         config = self.config
         optimizer = setup.as_user_error(lambda: build_optimizer(config))
         self.optimizer = optimizer
-        self.train_step = map_train_step(make_train_step(config, self.model, optimizer))
+        self.mapped_step = map_train_step(make_train_step(config, self.model, optimizer))
+        self.train_step: TrainStep | None = None  # compiled, once there is a state
         self.eval_step = map_eval_step(make_eval_step(self.model))
 
     def train(self) -> int:
@@ -156,9 +167,15 @@ class _Run:
 
     def _start(self, records: Records) -> _Position:
         """The newest checkpoint's state, or a fresh one."""
-        found = records.restore(jax.eval_shape(self._create_state), self._changes)
+        shapes = jax.eval_shape(self._create_state, self.model.shapes())
+        found = records.restore(shapes, self._changes)
+        initial = None
         if found is None:
             initial = initial_weights(self.config.init_from, self.model, self.config.seed)
+        if self.train_step is None:  # nothing can fail any more that would have to wait
+            batch = batch_shapes(self.config)
+            self.train_step = self.steps.prepare(self.mapped_step, shapes, batch)
+        if found is None:
             return _Position(state=replicate(self._create_state(initial)), step=0)
         state, stored = found
         position = _Position(

@@ -5,7 +5,6 @@ import os
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from nfnets.errors import UserError
@@ -13,7 +12,7 @@ from nfnets.models import Model
 from nfnets.training import distributed
 from nfnets.training.config import fitting_microbatches, with_microbatch
 from nfnets.training.state import build_optimizer, create_state
-from nfnets.training.step import make_train_step, map_train_step
+from nfnets.training.step import batch_shapes, make_train_step, map_train_step
 
 # The plan does not hold everything: the next batch, evaluation, the allocator's gaps.
 _USABLE_SHARE = 0.85
@@ -84,17 +83,11 @@ def planned_bytes(config: ml_collections.FrozenConfigDict, model: Model) -> int:
       model: from `build_model`.
     """
     optimizer = build_optimizer(config)
-    devices, size = jax.local_device_count(), config.data.image_size
-    per_device = config.data.batch_size // jax.device_count()
-    shape = (devices, per_device)
-    batch = {
-        "images": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct(shape, jnp.int32),
-        "example_index": jax.ShapeDtypeStruct(shape, jnp.int32),
-    }
-    state = jax.eval_shape(lambda: create_state(config, model, optimizer))
+    state = jax.eval_shape(
+        lambda initial: create_state(config, model, optimizer, initial), model.shapes()
+    )
     step = map_train_step(make_train_step(config, model, optimizer))
-    plan = step.lower(state, batch).compile().memory_analysis()
+    plan = step.lower(state, batch_shapes(config)).compile().memory_analysis()
     return (
         plan.argument_size_in_bytes
         + plan.output_size_in_bytes

@@ -15,6 +15,7 @@ from nfnets.models import Model, count_multiply_adds, count_parameters
 from nfnets.models.counting import parameter_shapes
 from nfnets.training import distributed
 from nfnets.training.state import REFERENCE_BATCH
+from nfnets.training.step import batch_shapes
 from nfnets.weights import WeightsInfo
 
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -33,7 +34,8 @@ def enable_compilation_cache() -> None:
     folder = os.environ.get(_CACHE_VARIABLE, "~/.cache/nfnets/xla")
     if not folder:
         return
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+    # Not by pathlib, which makes gs:/bucket of gs://bucket.
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -179,12 +181,11 @@ def _billions(count: int) -> str:
 
 def fake_batch(config: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
     """Returns one training batch of grey images, [local devices, N, ...], for this host."""
-    devices = jax.local_device_count()
-    per_device = config.data.batch_size // jax.device_count()
-    size = config.data.image_size
-    index = np.arange(devices * per_device, dtype=np.int32)
+    shapes = batch_shapes(config)
+    labels = shapes["labels"]
+    index = np.arange(labels.size, dtype=np.int32)
     return {
-        "images": np.full((devices, per_device, size, size, 3), 128, np.uint8),
-        "labels": np.zeros((devices, per_device), np.int32),
-        "example_index": index.reshape(devices, per_device),
+        "images": np.full(shapes["images"].shape, 128, np.uint8),
+        "labels": np.zeros(labels.shape, np.int32),
+        "example_index": index.reshape(labels.shape),
     }

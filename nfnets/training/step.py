@@ -4,6 +4,7 @@ Axis letters: N examples per device, H height, W width.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -161,6 +162,24 @@ def map_eval_step(
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
 
 
+def batch_shapes(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what this process's part of a training batch looks like.
+
+    Args:
+      config: resolved.
+
+    Returns:
+      Name -> shape [local devices, N, ...] and dtype, as the mapped step takes them.
+    """
+    shape = (jax.local_device_count(), config.data.batch_size // jax.device_count())
+    size = config.data.image_size
+    return {
+        "images": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "example_index": jax.ShapeDtypeStruct(shape, jnp.int32),
+    }
+
+
 def device_mesh() -> jax.sharding.Mesh:
     """The one-dimensional mesh that `jax.pmap` lays over all devices."""
     return jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
@@ -175,12 +194,18 @@ def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     Returns:
       Arrays over all devices, as the mapped steps take them.
     """
-    spec = jax.sharding.PartitionSpec(AXIS)
-    sharding = jax.sharding.NamedSharding(device_mesh(), spec)
+    sharding = _batch_sharding()
+    if jax.process_count() == 1:  # in one call, which takes half the time
+        return jax.device_put(dict(batch), sharding)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
+
+
+@functools.cache
+def _batch_sharding() -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(device_mesh(), jax.sharding.PartitionSpec(AXIS))
 
 
 def replicate(tree: Any) -> Any:

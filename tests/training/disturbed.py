@@ -52,17 +52,17 @@ def poison(batch: int) -> None:
     """The update with this batch, counted from 1, makes everything NaN."""
     import jax
 
-    from nfnets.training import loop
+    from nfnets.training.step_cache import StepCache
 
-    map_train_step = loop.map_train_step
+    prepare = StepCache.prepare
     _change_batches(lambda n, b: b._replace(labels=b.labels - 100) if n == batch else b)
 
-    def poisoned_map(step: Callable) -> Callable:
-        mapped = map_train_step(step)
+    def poisoned_prepare(self: StepCache, *arguments: Any) -> Callable:
+        prepared = prepare(self, *arguments)
 
         def call(state: Any, arrays: Any) -> tuple[Any, Any]:
             is_poison = np.asarray(arrays["labels"]).min() < 0
-            state, metrics = mapped(state, arrays)
+            state, metrics = prepared(state, arrays)
             if not is_poison:
                 return state, metrics
             nan = {"loss": metrics["loss"] * np.nan}
@@ -72,7 +72,7 @@ def poison(batch: int) -> None:
 
         return call
 
-    loop.map_train_step = poisoned_map
+    StepCache.prepare = poisoned_prepare
 
 
 def leave_out(first: int, last: int) -> None:

@@ -1,0 +1,314 @@
+"""The compiled train step, kept for the next start.
+
+JAX's compilation cache keeps programs by their text, so that a second start has to trace
+and lower the step again to find it: NFNet-F0 takes 4 s for that on a CPU. Here the step is
+kept by everything that its text depends on, and is read while the initial state is drawn.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import sys
+import sysconfig
+import threading
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+import ml_collections
+
+import nfnets
+from nfnets.training import distributed
+from nfnets.training.config import flatten
+from nfnets.training.step import TrainStep
+
+FOLDER = "train_steps"
+
+_TRAIN_PY = pathlib.Path(nfnets.__file__).resolve().parents[1] / "train.py"
+
+# Files of steps that are kept, the last used ones (F0: 12 MB each).
+_KEPT = 16
+
+# Packages that the step is traced through; a change in one of their files may change it.
+_TRACED = ("nfnets", "jax", "jaxlib", "haiku", "optax", "chex", "jmp")
+_VERSIONED = ("numpy", "ml_dtypes", "ml_collections")
+_VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "NVIDIA_", "CUDA_", "TF_")
+# Where things are kept makes no difference to them.
+_OF_NO_CONSEQUENCE = ("cache_dir",)
+
+# What JAX calls it when its own cache has a program.
+_HIT = "/jax/compilation_cache/cache_hits"
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class StepCache:
+    """Finds the compiled step of a run among those of earlier starts, or adds it.
+
+    Making one starts to read the step in a thread, if there is one. Steps are kept in the
+    folder of JAX's compilation cache if that is a local one, in runs of a single process,
+    and only by `train.py` itself: another program may have changed what is computed. In
+    all other cases the step is just compiled.
+
+    Such a file is as good as a program: whoever can write to the folder can have the next
+    start execute what they like. So it is with JAX's own cache.
+    """
+
+    def __init__(self, config: ml_collections.FrozenConfigDict) -> None:
+        """`config` is resolved."""
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "step-cache")
+        self._path: pathlib.Path | None = None
+        self._read: concurrent.futures.Future[TrainStep | None] | None = None
+        folder = jax.config.jax_compilation_cache_dir
+        if not folder or "://" in folder or not _is_train_py() or jax.process_count() > 1:
+            return
+        self._path = pathlib.Path(folder) / FOLDER / f"{fingerprint(config)}.bin"
+        if self._path.exists():
+            self._read = self._pool.submit(self._load, self._path)
+
+    def prepare(self, step: TrainStep, state: Any, batch: Mapping[str, Any]) -> TrainStep:
+        """Begins to compile the step, unless it is kept already, and returns at once.
+
+        Args:
+          step: from `map_train_step`.
+          state: a `TrainState` of arrays or `jax.ShapeDtypeStruct`.
+          batch: name -> array or `jax.ShapeDtypeStruct`, as the step takes them.
+
+        Returns:
+          The compiled step, which takes arguments of these shapes only; its first call
+          waits until it is there. In several processes: `step` itself.
+        """
+        if jax.process_count() > 1:
+            return step
+        ready = self._read
+        if ready is None:
+            ready = self._pool.submit(self._compile, step.lower(state, batch))
+        return _PreparedStep(
+            ready, lambda *args: self._compile(step.lower(*args)), self._path
+        )
+
+    def _load(self, path: pathlib.Path) -> TrainStep | None:
+        """The step in a file; None, and a line that says why, if it is not usable."""
+        try:
+            data = path.read_bytes()
+            digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("it is damaged")
+            step = serialize_executable.deserialize_and_load(
+                *pickle.loads(content), execution_devices=jax.devices()
+            )
+            path.touch()
+        # Whatever an XLA that cannot use it says: then the step is compiled, as ever.
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            distributed.say(f"WARNING   {path} is not usable ({reason}); compiling again")
+            path.unlink(missing_ok=True)
+            return None
+        return step
+
+    def _compile(self, lowered: jax.stages.Lowered) -> TrainStep:
+        """Compiles a step, and keeps it unless JAX's cache had it.
+
+        XLA's CPU backend cannot write a program that it has read: some of its functions
+        would be missing.
+        """
+        with _jax_cache_hits() as hits:
+            compiled = lowered.compile()
+        if self._path is not None and not hits:
+            try:
+                content = pickle.dumps(serialize_executable.serialize(compiled))
+                _write(self._path, hashlib.sha256(content).digest() + content)
+            # The disk is full, or the backend's programs cannot be written.
+            except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+                distributed.say(f"WARNING   the compiled step is not kept: {error}")
+        return compiled
+
+
+class _PreparedStep:
+    """A step that another thread reads or compiles."""
+
+    def __init__(
+        self,
+        ready: concurrent.futures.Future[TrainStep | None],
+        compile_now: Callable[..., TrainStep],
+        path: pathlib.Path | None,
+    ) -> None:
+        """Takes what the thread gives, and what to do instead.
+
+        Args:
+          ready: gives the step, or None if there is none.
+          compile_now: makes one of a step's arguments.
+          path: of the file that `ready` reads; removed if the step does not work.
+        """
+        self._ready = ready
+        self._compile_now = compile_now
+        self._path = path
+        self._step: TrainStep | None = None
+
+    def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:
+        if self._step is not None:
+            return self._step(state, batch)
+        self._step = self._ready.result() or self._compile_now(state, batch)
+        try:
+            return jax.block_until_ready(self._step(state, batch))
+        except jax.errors.JaxRuntimeError:
+            if self._path is not None:  # the next start is not to fail, too
+                self._path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _jax_cache_hits() -> Iterator[list[str]]:
+    """Collects what JAX's own cache gives this thread in the meantime."""
+    hits: list[str] = []
+    thread = threading.get_ident()
+
+    def listen(event: str, **_: Any) -> None:
+        if event == _HIT and threading.get_ident() == thread:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def _is_train_py() -> bool:
+    """Whether Python was started with this project's train.py."""
+    program = next((a for a in sys.orig_argv[1:] if not a.startswith("-")), "")
+    return pathlib.Path(program).resolve() == _TRAIN_PY
+
+
+def fingerprint(config: ml_collections.FrozenConfigDict) -> str:
+    """Returns a hexadecimal digest of all that the compiled step depends on.
+
+    These are the config, the code that is traced, JAX's settings, the environment's and
+    the devices. Code is nfnets, the libraries under it, whatever else has been imported
+    and is not installed, and the Python files that the command line names.
+
+    Args:
+      config: resolved.
+    """
+    parts = (
+        flatten(config),
+        [importlib.metadata.version(name) for name in _VERSIONED],
+        sys.version,
+        list(_code()),
+        _settings(),
+        {k: v for k, v in os.environ.items() if _matters(k) and k.startswith(_VARIABLES)},
+        _devices(),
+    )
+    text = json.dumps(parts, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _settings() -> dict[str, str]:
+    """JAX's settings, as they are in this thread where they can differ."""
+    return {
+        name: repr(getattr(jax.config, name, value))
+        for name, value in jax.config.values.items()
+        if _matters(name)
+    }
+
+
+def _matters(name: str) -> bool:
+    return not name.lower().endswith(_OF_NO_CONSEQUENCE)
+
+
+def _code() -> Iterator[tuple[str, Any]]:
+    """Files with what tells whether they have changed."""
+    for package in _TRACED:
+        root = pathlib.Path(importlib.util.find_spec(package).origin).parent
+        yield str(root), _stamps(root)
+    for path in sorted({*_named_files(sys.argv), *_foreign_modules()}):
+        yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _stamps(root: pathlib.Path) -> str:
+    """A digest of the names, sizes and times of the source files in a folder."""
+    digest = hashlib.sha256()
+    pending = [str(root)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif entry.name.endswith((".py", ".so")):
+                    stat = entry.stat()
+                    line = f"{entry.path} {stat.st_size} {stat.st_mtime_ns}\n"
+                    digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _named_files(arguments: Iterable[str]) -> Iterator[pathlib.Path]:
+    """The program and its config file."""
+    for argument in arguments:
+        path = pathlib.Path(argument.partition("=")[2] or argument)
+        if path.suffix == ".py" and path.is_file():
+            yield path.resolve()
+
+
+def _foreign_modules() -> Iterator[pathlib.Path]:
+    """Files of imported modules that are neither installed nor of this package."""
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    folders += [sys.base_prefix, str(pathlib.Path(nfnets.__file__).parent)]
+    known = tuple(f.rstrip(os.sep) + os.sep for f in folders + _resolved(folders))
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and file.endswith(".py") and not file.startswith(known):
+            path = pathlib.Path(file).resolve()
+            if path.is_file():  # some modules only say so
+                yield path
+
+
+def _resolved(folders: Iterable[str]) -> list[str]:
+    return [str(pathlib.Path(folder).resolve()) for folder in folders]
+
+
+def _devices() -> dict[str, Any]:
+    devices = jax.devices()
+    described = {
+        "kinds": [device.device_kind for device in devices],
+        "platform": devices[0].platform,
+        "runtime": devices[0].client.platform_version,
+    }
+    if devices[0].platform == "cpu":  # compiled for this processor, and so many threads
+        described["processor"] = _processor()
+        has_affinity = hasattr(os, "sched_getaffinity")
+        described["threads"] = (
+            len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        )
+    return described
+
+
+def _processor() -> list[str]:
+    """The processor's model and instruction sets, as far as the system tells."""
+    path = pathlib.Path("/proc/cpuinfo")
+    if not path.exists():
+        uname = os.uname()
+        return [uname.sysname, uname.machine, uname.version]
+    lines = path.read_text().partition("\n\n")[0].splitlines()
+    names = ("vendor_id", "model name", "flags", "Features", "CPU part")
+    return [line for line in lines if line.startswith(names)]
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file as a whole, and removes those that were used longest ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    files = sorted(path.parent.glob("*.*"), key=lambda p: p.stat().st_mtime)
+    for old in files[:-_KEPT]:
+        old.unlink(missing_ok=True)

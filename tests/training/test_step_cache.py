@@ -1,0 +1,201 @@
+"""The step that an earlier start has compiled: taken where it is the same, only there."""
+
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets.training import step_cache
+from nfnets.training.step import put_batch, replicate
+from nfnets.training.step_cache import FOLDER, StepCache, fingerprint
+from tests.training.processes import assert_same_end
+from tests.training.test_step import make_config
+
+TRAIN_PY = str(pathlib.Path(__file__).parents[2] / "train.py")
+
+
+def configure(**settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX asks for its folder once
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where steps are kept, as if this were train.py, beside JAX's own cache."""
+    monkeypatch.setattr(sys, "orig_argv", ["python", TRAIN_PY, "--workdir=x"])
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    configure(**dict(zip(names, (str(tmp_path), 0.0), strict=True)))
+    yield tmp_path / FOLDER
+    configure(**before)
+
+
+def files(folder):
+    return sorted(folder.glob("*")) if folder.exists() else []
+
+
+def run(config, refuse_to_trace=False):
+    """Two updates of a small step on four devices; the state and the figures."""
+
+    def step(state, batch):
+        assert not refuse_to_trace
+        total = jax.lax.psum(jnp.sum(batch["x"] * state["weight"]), "devices")
+        return {"weight": state["weight"] + total}, {"total": total}
+
+    mapped = jax.pmap(
+        step, "devices", in_axes=(None, 0), out_axes=(None, None), donate_argnums=0
+    )
+    cache = StepCache(config)
+    state = replicate({"weight": np.float32([1, 2])})
+    batch = {"x": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    prepared = cache.prepare(mapped, jax.eval_shape(lambda: state), batch)
+    for _ in range(2):
+        state, figures = prepared(state, put_batch(batch))
+    return state["weight"].tolist(), figures["total"].tolist()
+
+
+# Sums over all devices: 12 x 1 + 16 x 2 = 44, then 12 x 45 + 16 x 46 = 1276.
+EXPECTED = ([1321, 1322], 1276)
+
+
+def test_a_kept_step_is_not_traced_again(folder, capsys):
+    config = make_config()
+    assert run(config) == EXPECTED
+    assert len(files(folder)) == 1
+    assert run(config, refuse_to_trace=True) == EXPECTED
+    with pytest.raises(AssertionError):
+        run(make_config(train__label_smoothing=0.2), refuse_to_trace=True)
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_damaged_file_costs_a_line(folder, capsys):
+    assert run(make_config()) == EXPECTED
+    (file,) = files(folder)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert run(make_config()) == EXPECTED
+    assert f"WARNING   {file} is not usable (it is damaged)" in capsys.readouterr().out
+    assert run(make_config()) == EXPECTED
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_step_that_fails_is_not_kept(folder, monkeypatch):
+    run(make_config())
+    assert len(files(folder)) == 1
+
+    def fail(*arguments, **options):
+        def step(state, batch):
+            raise jax.errors.JaxRuntimeError("NOT_FOUND: Function")
+
+        return step
+
+    load = "jax.experimental.serialize_executable.deserialize_and_load"
+    monkeypatch.setattr(load, fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        run(make_config())
+    assert not files(folder)
+
+
+def test_what_jax_has_kept_is_not_written_again(folder):
+    """XLA's CPU backend loses functions of a program that it has read."""
+    run(make_config())
+    shutil.rmtree(folder)
+    assert run(make_config()) == EXPECTED
+    assert not files(folder)
+
+
+def test_the_last_used_steps_are_kept(folder):
+    folder.mkdir()
+    for age in range(step_cache._KEPT + 2):
+        old = folder / f"{age}.bin"
+        old.touch()
+        os.utime(old, (1e9 - age, 1e9 - age))
+    run(make_config())
+    left = files(folder)
+    assert len(left) == step_cache._KEPT
+    assert {f"{age}.bin" for age in range(step_cache._KEPT - 1)} < {p.name for p in left}
+
+
+def test_a_folder_that_cannot_be_written_costs_a_line(folder, capsys):
+    folder.write_text("no folder")
+    assert run(make_config()) == EXPECTED
+    assert "WARNING   the compiled step is not kept: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["python", "-c", "..."], ["python", "other/train.py"]])
+def test_other_programs_keep_nothing(folder, monkeypatch, argv):
+    monkeypatch.setattr(sys, "orig_argv", argv)
+    assert run(make_config()) == EXPECTED
+    assert not files(folder)
+
+
+def test_the_fingerprint_is_of_all_that_makes_the_step(monkeypatch, tmp_path):
+    package = tmp_path / "optax"
+    (package / "inner").mkdir(parents=True)
+    source = package / "inner" / "chain.py"
+    source.write_text("1")
+    config_file = tmp_path / "config.py"
+    config_file.write_text("1")
+    find_spec = step_cache.importlib.util.find_spec
+
+    def find(name):
+        spec = find_spec(name)
+        if name == "optax":
+            spec.origin = str(package / "__init__.py")
+        return spec
+
+    monkeypatch.setattr(step_cache.importlib.util, "find_spec", find)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={config_file}"])
+    config = make_config()
+    seen = [fingerprint(config)]
+
+    def changed():
+        seen.append(fingerprint(config))
+        return seen[-1] not in seen[:-1]
+
+    assert not changed()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert not changed()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert changed()
+    source.write_text("12")
+    assert changed()
+    config_file.write_text("2")
+    assert changed()
+    with jax.default_matmul_precision("highest"):
+        assert changed()
+    assert not changed()
+    config = make_config(train__label_smoothing=0.2)
+    assert changed()
+    config = make_config(data__batch_size=32)
+    assert changed()
+
+
+def test_code_from_elsewhere_is_part_of_the_fingerprint(monkeypatch, tmp_path):
+    module = tmp_path / "patches.py"
+    module.write_text("1")
+    config = make_config()
+    without = fingerprint(config)
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("patches")
+    first = fingerprint(config)
+    module.write_text("2")
+    second = fingerprint(config)
+    del sys.modules["patches"]
+    assert len({without, first, second}) == 3
+
+
+def test_a_second_start_takes_the_step_and_ends_the_same(place, undisturbed, tmp_path):
+    """`undisturbed` has been the first one."""
+    kept = {path: path.stat().st_mtime_ns for path in files(place.cache / FOLDER)}
+    place.train_to_end(tmp_path)
+    now = {path: path.stat().st_mtime_ns for path in files(place.cache / FOLDER)}
+    assert any(now[path] > kept[path] for path in kept)  # it was used
+    assert_same_end(tmp_path, undisturbed)
