@@ -112,11 +112,11 @@ def test_stochastic_depth_drops_branches_at_rates_that_grow_with_depth():
     model = nfnets.create_model(
         "nfnet_tiny", num_classes=2, stochdepth_rate=0.8, drop_rate=0.0
     )
-    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     for arrays in params.values():
         if "skip_gain" in arrays:
             arrays["skip_gain"] = jnp.ones(())
-    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+    image = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
     images = jnp.tile(image, (400, 1, 1, 1))
     outputs, _ = jax.jit(
         lambda key: model.apply(params, {}, key, images, is_training=True)

@@ -88,7 +88,7 @@ def test_one_sharpness_aware_step_by_hand():
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(ascent)))
     nearby = jax.tree.map(lambda p, g: p + 0.3 * g / norm, state.params, ascent)
     loss, grads = plain_gradient(model, nearby, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     got, metrics = on_devices(make_train_step(config, model, optimizer), 1)(state, batch)

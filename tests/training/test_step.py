@@ -138,7 +138,7 @@ def test_one_step_by_hand():
         return -jnp.mean(jnp.sum(targets * log_probs, axis=-1))
 
     loss, grads = jax.jit(jax.value_and_grad(loss_fn))(state.params)
-    updates, _ = optimizer.update(grads, state.opt_state, state.params)
+    updates, _ = jax.jit(optimizer.update)(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     got, metrics = on_devices(make_train_step(config, model, optimizer), 1)(state, batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
