@@ -104,12 +104,13 @@ class StepCache:
             step = serialize_executable.deserialize_and_load(
                 *pickle.loads(content), execution_devices=jax.devices()
             )
-            path.touch()
+            with contextlib.suppress(OSError):  # others' folder: good for reading
+                path.touch()
         # Whatever an XLA that cannot use it says: then the step is compiled, as ever.
         except Exception as error:
             reason = str(error).partition("\n")[0]
             distributed.say(f"WARNING   {path} is not usable ({reason}); compiling again")
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
         return step
 
@@ -160,7 +161,7 @@ class _PreparedStep:
             return jax.block_until_ready(self._step(state, batch))
         except jax.errors.JaxRuntimeError:
             if self._path is not None:  # the next start is not to fail, too
-                self._path.unlink(missing_ok=True)
+                _remove(self._path)
             raise
 
 
@@ -309,6 +310,13 @@ def _write(path: pathlib.Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    files = sorted(path.parent.glob("*.*"), key=lambda p: p.stat().st_mtime)
-    for old in files[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    with os.scandir(path.parent) as entries:
+        files = sorted((entry.stat().st_mtime, entry.path) for entry in entries)
+    for _, old in files[:-_KEPT]:
+        _remove(pathlib.Path(old))
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a file, if it is there and may be removed."""
+    with contextlib.suppress(OSError):
+        path.unlink()
