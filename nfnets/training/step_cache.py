@@ -74,7 +74,7 @@ class StepCache:
             self._read = self._pool.submit(self._load, self._path)
 
     def prepare(self, step: TrainStep, state: Any, batch: Mapping[str, Any]) -> TrainStep:
-        """Begins to compile the step, unless it is kept already, and returns at once.
+        """Traces the step and begins to compile it in a thread, unless it is kept.
 
         Args:
           step: from `map_train_step`.
