@@ -5,10 +5,18 @@ or files is in `nfnets.data`, `nfnets.training` and `nfnets.weights`.
 """
 
 import importlib
+import time
 from typing import Any
 
-from nfnets.models import create_model, fold, list_models
-from nfnets.optim import adaptive_grad_clip, create_optimizer, sam_perturbation
+# Before the imports: files that change later are not what this process has read.
+IMPORTED_NS = time.time_ns()
+
+from nfnets.models import create_model, fold, list_models  # noqa: E402
+from nfnets.optim import (  # noqa: E402
+    adaptive_grad_clip,
+    create_optimizer,
+    sam_perturbation,
+)
 
 __version__ = "0.1.0"
 

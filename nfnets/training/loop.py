@@ -68,7 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, *, dry_run: bool = Fa
     model = setup.as_user_error(lambda: build_model(resolved))
     if resolved.train.microbatch == AUTO:
         resolved = choose_microbatch(resolved, model, say=distributed.say)
-    steps = StepCache(resolved)  # before the lines, which take a second
+    steps = StepCache(resolved)  # reads the step while these lines are made (1 s)
     for line in setup.describe(resolved, model, dataset):
         distributed.say(line)
     if dry_run:
@@ -172,7 +172,8 @@ class _Run:
         initial = None
         if found is None:
             initial = initial_weights(self.config.init_from, self.model, self.config.seed)
-        if self.train_step is None:  # nothing can fail any more that would have to wait
+        if self.train_step is None:
+            # Not earlier: an error would end the process after the compiler's thread only.
             batch = batch_shapes(self.config)
             self.train_step = self.steps.prepare(self.mapped_step, shapes, batch)
         if found is None:

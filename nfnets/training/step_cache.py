@@ -38,7 +38,12 @@ _KEPT = 16
 
 # Packages that the step is traced through; a change in one of their files may change it.
 _TRACED = ("nfnets", "jax", "jaxlib", "haiku", "optax", "chex", "jmp")
-_VERSIONED = ("numpy", "ml_dtypes", "ml_collections")
+_VERSIONED = (
+    *("jax", "jaxlib", "dm-haiku", "optax", "chex", "jmp"),
+    *("numpy", "ml_dtypes", "ml_collections"),
+)
+# What the clocks of a file system may be behind.
+_CLOCK_NS = 1_000_000_000
 _VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "NVIDIA_", "CUDA_", "TF_")
 # Where things are kept makes no difference to them.
 _OF_NO_CONSEQUENCE = ("cache_dir",)
@@ -69,9 +74,19 @@ class StepCache:
         folder = jax.config.jax_compilation_cache_dir
         if not folder or "://" in folder or not _is_train_py() or jax.process_count() > 1:
             return
-        self._path = pathlib.Path(folder) / FOLDER / f"{fingerprint(config)}.bin"
-        if self._path.exists():
-            self._read = self._pool.submit(self._load, self._path)
+        try:
+            name = fingerprint(config)
+            if name is None:
+                return
+            path = pathlib.Path(folder) / FOLDER / f"{name}.bin"
+            if path.exists():
+                self._read = self._pool.submit(self._load, path)
+        # A file went while it was looked at, a folder is closed to us, a package is not
+        # installed as packages are.
+        except (OSError, ImportError) as error:
+            distributed.say(f"WARNING   the compiled step is not kept: {error}")
+            return
+        self._path = path
 
     def prepare(self, step: TrainStep, state: Any, batch: Mapping[str, Any]) -> TrainStep:
         """Traces the step and begins to compile it in a thread, unless it is kept.
@@ -82,8 +97,9 @@ class StepCache:
           batch: name -> array or `jax.ShapeDtypeStruct`, as the step takes them.
 
         Returns:
-          The compiled step, which takes arguments of these shapes only; its first call
-          waits until it is there. In several processes: `step` itself.
+          The compiled step, for arguments of these shapes only. Its first call waits for
+          the thread and for its own results: a program that does not work shows only
+          there. In several processes: `step` itself.
         """
         if jax.process_count() > 1:
             return step
@@ -105,7 +121,7 @@ class StepCache:
                 *pickle.loads(content), execution_devices=jax.devices()
             )
             with contextlib.suppress(OSError):  # others' folder: good for reading
-                path.touch()
+                os.utime(path)
         # Whatever an XLA that cannot use it says: then the step is compiled, as ever.
         except Exception as error:
             reason = str(error).partition("\n")[0]
@@ -118,7 +134,8 @@ class StepCache:
         """Compiles a step, and keeps it unless JAX's cache had it.
 
         XLA's CPU backend cannot write a program that it has read: some of its functions
-        would be missing.
+        would be missing. Starts with such a step trace it and read it from JAX's cache, as
+        all do with `train.microbatch=auto`, which has compiled it before.
         """
         with _jax_cache_hits() as hits:
             compiled = lowered.compile()
@@ -126,8 +143,9 @@ class StepCache:
             try:
                 content = pickle.dumps(serialize_executable.serialize(compiled))
                 _write(self._path, hashlib.sha256(content).digest() + content)
-            # The disk is full, or the backend's programs cannot be written.
-            except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+            # The disk is full, or the backend's programs cannot be written: whatever it is,
+            # the run has its step.
+            except Exception as error:
                 distributed.say(f"WARNING   the compiled step is not kept: {error}")
         return compiled
 
@@ -146,7 +164,7 @@ class _PreparedStep:
         Args:
           ready: gives the step, or None if there is none.
           compile_now: makes one of a step's arguments.
-          path: of the file that `ready` reads; removed if the step does not work.
+          path: where the step is kept, or None; removed if the first call fails.
         """
         self._ready = ready
         self._compile_now = compile_now
@@ -184,11 +202,17 @@ def _jax_cache_hits() -> Iterator[list[str]]:
 
 def _is_train_py() -> bool:
     """Whether Python was started with this project's train.py."""
-    program = next((a for a in sys.orig_argv[1:] if not a.startswith("-")), "")
+    program = ""
+    for argument in sys.orig_argv[1:]:
+        if argument.startswith(("-c", "-m")):
+            return False
+        if not argument.startswith("-"):
+            program = argument
+            break
     return pathlib.Path(program).resolve() == _TRAIN_PY
 
 
-def fingerprint(config: ml_collections.FrozenConfigDict) -> str:
+def fingerprint(config: ml_collections.FrozenConfigDict) -> str | None:
     """Returns a hexadecimal digest of all that the compiled step depends on.
 
     These are the config, the code that is traced, JAX's settings, the environment's and
@@ -197,12 +221,23 @@ def fingerprint(config: ml_collections.FrozenConfigDict) -> str:
 
     Args:
       config: resolved.
+
+    Returns:
+      The digest; None if code has changed since this process imported nfnets, so that
+      what is on disk need not be what is traced.
+
+    Raises:
+      OSError: a file cannot be read.
+      ImportError: a package is missing, or does not tell its version.
     """
+    code, changed_ns = _code()
+    if changed_ns > nfnets.IMPORTED_NS - _CLOCK_NS:
+        return None
     parts = (
         flatten(config),
         [importlib.metadata.version(name) for name in _VERSIONED],
         sys.version,
-        list(_code()),
+        code,
         _settings(),
         {k: v for k, v in os.environ.items() if _matters(k) and k.startswith(_VARIABLES)},
         _devices(),
@@ -224,29 +259,42 @@ def _matters(name: str) -> bool:
     return not name.lower().endswith(_OF_NO_CONSEQUENCE)
 
 
-def _code() -> Iterator[tuple[str, Any]]:
-    """Files with what tells whether they have changed."""
+def _code() -> tuple[list[tuple[str, Any]], int]:
+    """Files with what tells whether they have changed, and the last change (ns)."""
+    entries: list[tuple[str, Any]] = []
+    newest = 0
+
+    def add(path: pathlib.Path, *, by_content: bool) -> None:
+        nonlocal newest
+        stat = path.stat()
+        # Copying tools set the one time back, not the other.
+        newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
+        what: Any = (stat.st_size, stat.st_mtime_ns)
+        if by_content:
+            what = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append((str(path), what))
+
     for package in _TRACED:
         root = pathlib.Path(importlib.util.find_spec(package).origin).parent
-        yield str(root), _stamps(root)
+        for path in _sources(str(root)):
+            add(pathlib.Path(path), by_content=package == "nfnets")
     for path in sorted({*_named_files(sys.argv), *_foreign_modules()}):
-        yield str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        add(path, by_content=True)
+    return entries, newest
 
 
-def _stamps(root: pathlib.Path) -> str:
-    """A digest of the names, sizes and times of the source files in a folder."""
-    digest = hashlib.sha256()
-    pending = [str(root)]
+def _sources(root: str) -> list[str]:
+    """The source files and libraries in a folder; not editors' lock files."""
+    found = []
+    pending = [root]
     while pending:
         with os.scandir(pending.pop()) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
+            for entry in entries:
                 if entry.is_dir():
                     pending.append(entry.path)
-                elif entry.name.endswith((".py", ".so")):
-                    stat = entry.stat()
-                    line = f"{entry.path} {stat.st_size} {stat.st_mtime_ns}\n"
-                    digest.update(line.encode())
-    return digest.hexdigest()
+                elif entry.name.endswith((".py", ".so")) and entry.name[0] != ".":
+                    found.append(entry.path)
+    return sorted(found)
 
 
 def _named_files(arguments: Iterable[str]) -> Iterator[pathlib.Path]:
@@ -259,8 +307,9 @@ def _named_files(arguments: Iterable[str]) -> Iterator[pathlib.Path]:
 
 def _foreign_modules() -> Iterator[pathlib.Path]:
     """Files of imported modules that are neither installed nor of this package."""
-    folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    folders += [sys.base_prefix, str(pathlib.Path(nfnets.__file__).parent)]
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = [sysconfig.get_path(name) for name in names]
+    folders.append(str(pathlib.Path(nfnets.__file__).parent))
     known = tuple(f.rstrip(os.sep) + os.sep for f in folders + _resolved(folders))
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -310,9 +359,12 @@ def _write(path: pathlib.Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    files = []
     with os.scandir(path.parent) as entries:
-        files = sorted((entry.stat().st_mtime, entry.path) for entry in entries)
-    for _, old in files[:-_KEPT]:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another start removes them, too
+                files.append((entry.stat().st_mtime, entry.path))
+    for _, old in sorted(files)[:-_KEPT]:
         _remove(pathlib.Path(old))
 
 

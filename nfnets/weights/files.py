@@ -136,7 +136,8 @@ def initial_weights(
       skip: patterns as in `fit_weights`.
 
     Returns:
-      (params, state), or None without a path.
+      (params, state) in the dtypes that the model trains in, whatever the file's; or None
+      without a path.
 
     Raises:
       UserError: the file does not fit the model.
@@ -153,7 +154,8 @@ def initial_weights(
             flush=True,
         )
         skip = (*skip, f"{head}:*")
-    return fit_weights(path, params, state, model, skip, seed)
+    fitted = fit_weights(path, params, state, model, skip, seed)
+    return jax.tree.map(lambda a, like: a.astype(like.dtype), fitted, model.shapes())
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> str:

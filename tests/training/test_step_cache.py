@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import sys
+import types
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nfnets
 from nfnets.training import step_cache
 from nfnets.training.step import put_batch, replicate
 from nfnets.training.step_cache import FOLDER, StepCache, fingerprint
-from tests.training.processes import assert_same_end
+from tests.training.processes import Place, assert_same_end
 from tests.training.test_step import make_config
 
 TRAIN_PY = str(pathlib.Path(__file__).parents[2] / "train.py")
@@ -128,7 +130,9 @@ def test_a_folder_that_cannot_be_written_costs_a_line(folder, capsys):
     assert "WARNING   the compiled step is not kept: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["python", "-c", "..."], ["python", "other/train.py"]])
+@pytest.mark.parametrize(
+    "argv", [["python", "-cpass", TRAIN_PY], ["python", "other/train.py"]]
+)
 def test_other_programs_keep_nothing(folder, monkeypatch, argv):
     monkeypatch.setattr(sys, "orig_argv", argv)
     assert run(make_config()) == EXPECTED
@@ -145,12 +149,12 @@ def test_the_fingerprint_is_of_all_that_makes_the_step(monkeypatch, tmp_path):
     find_spec = step_cache.importlib.util.find_spec
 
     def find(name):
-        spec = find_spec(name)
         if name == "optax":
-            spec.origin = str(package / "__init__.py")
-        return spec
+            return types.SimpleNamespace(origin=str(package / "__init__.py"))
+        return find_spec(name)
 
     monkeypatch.setattr(step_cache.importlib.util, "find_spec", find)
+    monkeypatch.setattr(nfnets, "IMPORTED_NS", 2**62)
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={config_file}"])
     config = make_config()
     seen = [fingerprint(config)]
@@ -167,6 +171,10 @@ def test_the_fingerprint_is_of_all_that_makes_the_step(monkeypatch, tmp_path):
     assert changed()
     source.write_text("12")
     assert changed()
+    (package / ".#chain.py").symlink_to("an editor's lock, which leads nowhere")
+    assert not changed()
+    os.utime(source, (1e9, 1e9))
+    assert changed()
     config_file.write_text("2")
     assert changed()
     with jax.default_matmul_precision("highest"):
@@ -178,9 +186,17 @@ def test_the_fingerprint_is_of_all_that_makes_the_step(monkeypatch, tmp_path):
     assert changed()
 
 
+def test_code_that_changes_under_a_run_keeps_nothing(folder, monkeypatch):
+    monkeypatch.setattr(nfnets, "IMPORTED_NS", 0)  # before every file
+    assert fingerprint(make_config()) is None
+    assert run(make_config()) == EXPECTED
+    assert not files(folder)
+
+
 def test_code_from_elsewhere_is_part_of_the_fingerprint(monkeypatch, tmp_path):
     module = tmp_path / "patches.py"
     module.write_text("1")
+    monkeypatch.setattr(nfnets, "IMPORTED_NS", 2**62)
     config = make_config()
     without = fingerprint(config)
     monkeypatch.syspath_prepend(tmp_path)
@@ -192,10 +208,12 @@ def test_code_from_elsewhere_is_part_of_the_fingerprint(monkeypatch, tmp_path):
     assert len({without, first, second}) == 3
 
 
-def test_a_second_start_takes_the_step_and_ends_the_same(place, undisturbed, tmp_path):
-    """`undisturbed` has been the first one."""
-    kept = {path: path.stat().st_mtime_ns for path in files(place.cache / FOLDER)}
-    place.train_to_end(tmp_path)
-    now = {path: path.stat().st_mtime_ns for path in files(place.cache / FOLDER)}
-    assert any(now[path] > kept[path] for path in kept)  # it was used
-    assert_same_end(tmp_path, undisturbed)
+def test_a_second_start_takes_the_step_and_ends_the_same(tmp_path):
+    place = Place(tmp_path / "xla")
+    place.train_to_end(tmp_path / "first", "--config.train.steps=2")
+    (kept,) = files(place.cache / FOLDER)
+    before = kept.stat().st_mtime_ns
+    place.train_to_end(tmp_path / "second", "--config.train.steps=2")
+    assert files(place.cache / FOLDER) == [kept]
+    assert kept.stat().st_mtime_ns > before  # it was used
+    assert_same_end(tmp_path / "second", tmp_path / "first")

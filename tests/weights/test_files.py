@@ -213,3 +213,13 @@ def test_the_package_imports_without_safetensors():
     assert json.loads(output) == ["nfnet_tiny", False, True]
     with pytest.raises(AttributeError, match="no attribute 'lode_weights'"):
         nfnets.lode_weights  # noqa: B018
+
+
+def test_weights_in_half_precision_start_a_run_in_single(tmp_path):
+    model = nfnets.create_model("nfnet_tiny", num_classes=3)
+    params, state = model.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+    half = jax.tree.map(lambda a: a.astype("float16"), params)
+    nfnets.save_weights(tmp_path / "w", half, state)
+    started, _ = initial_weights(tmp_path / "w", model, 0)
+    assert_same_trees(started, jax.tree.map(lambda a: a.astype("float32"), half))
+    assert {a.dtype.name for a in jax.tree.leaves(started)} == {"float32"}
