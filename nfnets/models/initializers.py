@@ -18,8 +18,9 @@ import numpy as np
 # hundreds of shapes of a large network (F6 took minutes with one function per shape).
 _PIECE = 2**18
 
-# Bounds of the uniform values that become normal ones (above -1: none is to be infinite)
-# and of the normal values; the same for values truncated at two standard deviations.
+# The lowest and highest uniform value, and the lowest and highest of the normal values that
+# erf_inv makes of them: as in jax.random.normal (above -1, whose normal value would be
+# infinite), and as in jax.random.truncated_normal at two standard deviations.
 _INFINITY = np.float32(np.inf)
 _WHOLE = (np.nextafter(np.float32(-1), np.float32(0)), np.float32(1), -_INFINITY, _INFINITY)
 _TRUNCATED = (
@@ -38,7 +39,7 @@ class ScaledNormal:
       stddev: of the untruncated distribution; with `fan_in_scaled` it is divided by
         sqrt(fan-in), the product of all dimensions but the last.
       fan_in_scaled: see `stddev`.
-      truncated: redraw beyond two standard deviations (Haiku's default for linear
+      truncated: limited to two standard deviations (Haiku's default for linear
         layers); the result's standard deviation is then 0.88 times `stddev`.
     """
 
@@ -63,7 +64,8 @@ class ScaledNormal:
           key: random key.
           shape: of the result.
           dtype: of the result.
-          stream: in [0, 2^32), folded into `key` first; None: nothing is.
+          stream: in [0, 2^32), folded into `key` first, so that one key serves many
+            arrays; None: `key` as it is.
         """
         stddev = self.stddev
         if self.fan_in_scaled:

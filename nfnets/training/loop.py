@@ -96,8 +96,8 @@ def _dry_run(
     jax.block_until_ready(metrics)
     distributed.say(
         f"dry run   one step on fake data: loss {loss:.4f}, "
-        f"{time.monotonic() - compiled:.2f} s (and {compiled - start:.1f} s to compile); "
-        "nothing was written"
+        f"{time.monotonic() - compiled:.2f} s (and {compiled - start:.1f} s to compile or "
+        "read it); nothing was written"
     )
 
 
@@ -135,7 +135,7 @@ class _Run:
         optimizer = setup.as_user_error(lambda: build_optimizer(config))
         self.optimizer = optimizer
         self.mapped_step = map_train_step(make_train_step(config, self.model, optimizer))
-        self.train_step: TrainStep | None = None  # compiled, once there is a state
+        self.train_step: TrainStep | None = None  # from the first `_start` on
         self.eval_step = map_eval_step(make_eval_step(self.model))
 
     def train(self) -> int:

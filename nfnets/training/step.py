@@ -141,7 +141,7 @@ def make_eval_step(
     return step
 
 
-def map_train_step(step: TrainStep) -> TrainStep:
+def map_train_step(step: TrainStep) -> jax.stages.Wrapped:
     """Maps a train step over all devices; its state's buffers are given up to it.
 
     The state is replicated; batches have a leading axis of local devices.
@@ -194,13 +194,8 @@ def put_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     Returns:
       Arrays over all devices, as the mapped steps take them.
     """
-    sharding = _batch_sharding()
-    if jax.process_count() == 1:  # in one call, which takes half the time
-        return jax.device_put(dict(batch), sharding)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    # In one call, which takes two thirds of the time of three.
+    return jax.make_array_from_process_local_data(_batch_sharding(), dict(batch))
 
 
 @functools.cache

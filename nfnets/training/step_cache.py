@@ -2,21 +2,18 @@
 
 JAX's compilation cache keeps programs by their text, so that a second start has to trace
 and lower the step again to find it: NFNet-F0 takes 4 s for that on a CPU. Here the step is
-kept by everything that its text depends on, and is read while the initial state is drawn.
+kept under a digest of all that its text depends on, and is read while the initial state is
+drawn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
-import json
 import os
 import pathlib
 import pickle
 import sys
-import sysconfig
 import threading
 from typing import Any
 
@@ -26,7 +23,7 @@ import ml_collections
 
 import nfnets
 from nfnets.training import distributed
-from nfnets.training.config import flatten
+from nfnets.training.fingerprint import fingerprint
 from nfnets.training.step import TrainStep
 
 FOLDER = "train_steps"
@@ -35,18 +32,6 @@ _TRAIN_PY = pathlib.Path(nfnets.__file__).resolve().parents[1] / "train.py"
 
 # Files of steps that are kept, the last used ones (F0: 12 MB each).
 _KEPT = 16
-
-# Packages that the step is traced through; a change in one of their files may change it.
-_TRACED = ("nfnets", "jax", "jaxlib", "haiku", "optax", "chex", "jmp")
-_VERSIONED = (
-    *("jax", "jaxlib", "dm-haiku", "optax", "chex", "jmp"),
-    *("numpy", "ml_dtypes", "ml_collections"),
-)
-# What the clocks of a file system may be behind.
-_CLOCK_NS = 1_000_000_000
-_VARIABLES = ("JAX_", "XLA_", "LIBTPU_", "NVIDIA_", "CUDA_", "TF_")
-# Where things are kept makes no difference to them.
-_OF_NO_CONSEQUENCE = ("cache_dir",)
 
 # What JAX calls it when its own cache has a program.
 _HIT = "/jax/compilation_cache/cache_hits"
@@ -57,7 +42,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 class StepCache:
     """Finds the compiled step of a run among those of earlier starts, or adds it.
 
-    Making one starts to read the step in a thread, if there is one. Steps are kept in the
+    Its construction starts to read the step in a thread, where one is kept. That is in the
     folder of JAX's compilation cache if that is a local one, in runs of a single process,
     and only by `train.py` itself: another program may have changed what is computed. In
     all other cases the step is just compiled.
@@ -67,7 +52,11 @@ class StepCache:
     """
 
     def __init__(self, config: ml_collections.FrozenConfigDict) -> None:
-        """`config` is resolved."""
+        """Looks for the step.
+
+        Args:
+          config: resolved, with a number or None for `train.microbatch`.
+        """
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "step-cache")
         self._path: pathlib.Path | None = None
         self._read: concurrent.futures.Future[TrainStep | None] | None = None
@@ -88,7 +77,9 @@ class StepCache:
             return
         self._path = path
 
-    def prepare(self, step: TrainStep, state: Any, batch: Mapping[str, Any]) -> TrainStep:
+    def prepare(
+        self, step: jax.stages.Wrapped, state: Any, batch: Mapping[str, Any]
+    ) -> TrainStep:
         """Traces the step and begins to compile it in a thread, unless it is kept.
 
         Args:
@@ -162,8 +153,8 @@ class _PreparedStep:
         """Takes what the thread gives, and what to do instead.
 
         Args:
-          ready: gives the step, or None if there is none.
-          compile_now: makes one of a step's arguments.
+          ready: gives the step, or None where the file was not usable.
+          compile_now: (state, batch) -> the step compiled for them; called after a None.
           path: where the step is kept, or None; removed if the first call fails.
         """
         self._ready = ready
@@ -210,144 +201,6 @@ def _is_train_py() -> bool:
             program = argument
             break
     return pathlib.Path(program).resolve() == _TRAIN_PY
-
-
-def fingerprint(config: ml_collections.FrozenConfigDict) -> str | None:
-    """Returns a hexadecimal digest of all that the compiled step depends on.
-
-    These are the config, the code that is traced, JAX's settings, the environment's and
-    the devices. Code is nfnets, the libraries under it, whatever else has been imported
-    and is not installed, and the Python files that the command line names.
-
-    Args:
-      config: resolved.
-
-    Returns:
-      The digest; None if code has changed since this process imported nfnets, so that
-      what is on disk need not be what is traced.
-
-    Raises:
-      OSError: a file cannot be read.
-      ImportError: a package is missing, or does not tell its version.
-    """
-    code, changed_ns = _code()
-    if changed_ns > nfnets.IMPORTED_NS - _CLOCK_NS:
-        return None
-    parts = (
-        flatten(config),
-        [importlib.metadata.version(name) for name in _VERSIONED],
-        sys.version,
-        code,
-        _settings(),
-        {k: v for k, v in os.environ.items() if _matters(k) and k.startswith(_VARIABLES)},
-        _devices(),
-    )
-    text = json.dumps(parts, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _settings() -> dict[str, str]:
-    """JAX's settings, as they are in this thread where they can differ."""
-    return {
-        name: repr(getattr(jax.config, name, value))
-        for name, value in jax.config.values.items()
-        if _matters(name)
-    }
-
-
-def _matters(name: str) -> bool:
-    return not name.lower().endswith(_OF_NO_CONSEQUENCE)
-
-
-def _code() -> tuple[list[tuple[str, Any]], int]:
-    """Files with what tells whether they have changed, and the last change (ns)."""
-    entries: list[tuple[str, Any]] = []
-    newest = 0
-
-    def add(path: pathlib.Path, *, by_content: bool) -> None:
-        nonlocal newest
-        stat = path.stat()
-        # Copying tools set the one time back, not the other.
-        newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
-        what: Any = (stat.st_size, stat.st_mtime_ns)
-        if by_content:
-            what = hashlib.sha256(path.read_bytes()).hexdigest()
-        entries.append((str(path), what))
-
-    for package in _TRACED:
-        root = pathlib.Path(importlib.util.find_spec(package).origin).parent
-        for path in _sources(str(root)):
-            add(pathlib.Path(path), by_content=package == "nfnets")
-    for path in sorted({*_named_files(sys.argv), *_foreign_modules()}):
-        add(path, by_content=True)
-    return entries, newest
-
-
-def _sources(root: str) -> list[str]:
-    """The source files and libraries in a folder; not editors' lock files."""
-    found = []
-    pending = [root]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append(entry.path)
-                elif entry.name.endswith((".py", ".so")) and entry.name[0] != ".":
-                    found.append(entry.path)
-    return sorted(found)
-
-
-def _named_files(arguments: Iterable[str]) -> Iterator[pathlib.Path]:
-    """The program and its config file."""
-    for argument in arguments:
-        path = pathlib.Path(argument.partition("=")[2] or argument)
-        if path.suffix == ".py" and path.is_file():
-            yield path.resolve()
-
-
-def _foreign_modules() -> Iterator[pathlib.Path]:
-    """Files of imported modules that are neither installed nor of this package."""
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = [sysconfig.get_path(name) for name in names]
-    folders.append(str(pathlib.Path(nfnets.__file__).parent))
-    known = tuple(f.rstrip(os.sep) + os.sep for f in folders + _resolved(folders))
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if file and file.endswith(".py") and not file.startswith(known):
-            path = pathlib.Path(file).resolve()
-            if path.is_file():  # some modules only say so
-                yield path
-
-
-def _resolved(folders: Iterable[str]) -> list[str]:
-    return [str(pathlib.Path(folder).resolve()) for folder in folders]
-
-
-def _devices() -> dict[str, Any]:
-    devices = jax.devices()
-    described = {
-        "kinds": [device.device_kind for device in devices],
-        "platform": devices[0].platform,
-        "runtime": devices[0].client.platform_version,
-    }
-    if devices[0].platform == "cpu":  # compiled for this processor, and so many threads
-        described["processor"] = _processor()
-        has_affinity = hasattr(os, "sched_getaffinity")
-        described["threads"] = (
-            len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-        )
-    return described
-
-
-def _processor() -> list[str]:
-    """The processor's model and instruction sets, as far as the system tells."""
-    path = pathlib.Path("/proc/cpuinfo")
-    if not path.exists():
-        uname = os.uname()
-        return [uname.sysname, uname.machine, uname.version]
-    lines = path.read_text().partition("\n\n")[0].splitlines()
-    names = ("vendor_id", "model name", "flags", "Features", "CPU part")
-    return [line for line in lines if line.startswith(names)]
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:
