@@ -15,7 +15,6 @@ import nfnets
 from nfnets.training import step_cache
 from nfnets.training.step import put_batch, replicate
 from nfnets.training.step_cache import FOLDER, StepCache
-from tests.training.processes import Place, assert_same_end
 from tests.training.test_step import make_config
 
 TRAIN_PY = str(pathlib.Path(__file__).parents[2] / "train.py")
@@ -142,14 +141,3 @@ def test_code_that_changes_under_a_run_keeps_nothing(folder, monkeypatch):
     monkeypatch.setattr(nfnets, "IMPORTED_NS", 0)  # before every file
     assert run(make_config()) == EXPECTED
     assert not files(folder)
-
-
-def test_a_second_start_takes_the_step_and_ends_the_same(tmp_path):
-    place = Place(tmp_path / "xla")
-    place.train_to_end(tmp_path / "first", "--config.train.steps=2")
-    (kept,) = files(place.cache / FOLDER)
-    before = kept.stat().st_mtime_ns
-    place.train_to_end(tmp_path / "second", "--config.train.steps=2")
-    assert files(place.cache / FOLDER) == [kept]
-    assert kept.stat().st_mtime_ns > before  # it was used
-    assert_same_end(tmp_path / "second", tmp_path / "first")

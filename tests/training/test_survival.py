@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from nfnets.training.step_cache import FOLDER
 from tests.training.processes import (
     DISTURBED,
     TIMEOUT,
@@ -128,10 +129,24 @@ def test_the_same_seed_gives_the_same_bits(place, undisturbed, tmp_path):
     assert_same_end(tmp_path, undisturbed)
 
 
-def test_another_seed_gives_others(place, undisturbed, tmp_path):
-    place.train_to_end(tmp_path, "--config.seed=1", "--config.train.steps=2")
-    first = losses(undisturbed)[:2]
-    assert all(a != b for a, b in zip(losses(tmp_path), first, strict=True))
+def test_another_seed_gives_others_and_its_second_start_takes_the_step(
+    place, undisturbed, tmp_path
+):
+    def kept():
+        return {p: p.stat().st_mtime_ns for p in (place.cache / FOLDER).glob("*.bin")}
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    settings = ("--config.seed=1", "--config.train.steps=2")
+    before = kept()
+    place.train_to_end(first, *settings)
+    expected = losses(undisturbed)[:2]
+    assert all(a != b for a, b in zip(losses(first), expected, strict=True))
+
+    added = {path: time for path, time in kept().items() if path not in before}
+    place.train_to_end(second, *settings)
+    now = kept()
+    assert any(now.get(path, 0) > time for path, time in added.items())  # as used last
+    assert_same_end(second, first)
 
 
 def damage(workdir, step):
