@@ -14,7 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nfnets.errors import UserError
 from nfnets.models import Params, State
-from nfnets.training import integrity
+from nfnets.training import distributed, integrity
 from nfnets.training.provenance import Provenance
 from nfnets.training.quiet import quieten_orbax
 from nfnets.training.state import TrainState
@@ -63,6 +63,7 @@ class Checkpoints:
                 )
             )
         self._unlisted: int | None = None  # step whose files are not listed yet
+        self._has_failed = False  # to write one, since the last that was complete
         self._open()
 
     def _open(self) -> None:
@@ -156,6 +157,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         self._list_files(step)
+        if self._has_failed and distributed.is_primary():
+            # Once more: threads of the failed attempt may have gone on writing for a while.
+            with contextlib.suppress(OSError):
+                self.remove_unfinished()
+        self._has_failed = False
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -164,6 +170,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of many types: OSError, ValueError, JaxRuntimeError
             self._unlisted = None
+            self._has_failed = True
             with contextlib.suppress(Exception):  # it says the same once more
                 self._manager.close()
             self._open()

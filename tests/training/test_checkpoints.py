@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from nfnets.errors import UserError
@@ -75,3 +76,24 @@ def test_what_differs_between_two_runs(tmp_path):
     other = Provenance(config=PROVENANCE.config, class_names=("x", "z"), bad_records=0)
     with pytest.raises(UserError, match="class names differ \\('y' there, 'z' here\\)"):
         check_same_run(PROVENANCE, other, tmp_path)
+
+
+def test_what_a_failed_attempt_leaves_goes_with_the_next_success(tmp_path, monkeypatch):
+    """Its threads may write on after the room has been made."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(make_state(1), PROVENANCE)
+    checkpoints.wait()
+
+    def fail(*arguments, **options):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(OSError, match="checkpoint 2: no space"):
+            checkpoints.save(make_state(2), PROVENANCE)
+    late = tmp_path / "checkpoints" / f"2{ocp.utils.TMP_DIR_SUFFIX}1"
+    late.mkdir()
+    checkpoints.save(make_state(2), PROVENANCE)
+    checkpoints.wait()
+    assert checkpoints.all_steps() == [2]
+    assert not late.exists()

@@ -30,6 +30,7 @@ def configure(**settings):
 def folder(tmp_path, monkeypatch):
     """Where steps are kept, as if this were train.py, beside JAX's own cache."""
     monkeypatch.setattr(sys, "orig_argv", ["python", TRAIN_PY, "--workdir=x"])
+    monkeypatch.setattr(nfnets, "IMPORTED_NS", 2**62)  # even if the code is seconds old
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     configure(**dict(zip(names, (str(tmp_path), 0.0), strict=True)))
