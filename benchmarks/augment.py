@@ -1,27 +1,24 @@
 """Images per second of the augmentation alone, stage by stage.
 
-    python benchmarks/augment.py [--device=cpu] [--size=192 --size=224] [--batch=32]
+    python benchmarks/augment.py [--device=cpu] [--size 192 224] [--batch 32]
 
 prints a Markdown table: what each stage adds to the cost of an empty pipeline (a
 conversion to float32), and what the whole recipe costs, with the time to compile it.
 """
 
+import argparse
 import os
-import platform
 import sys
 import time
 
-from absl import app, flags
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import contenders
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nfnets.augment import AugmentOptions, augment
-
-_DEVICE = flags.DEFINE_string("device", None, "cpu, gpu or tpu; default: JAX's own choice.")
-_SIZES = flags.DEFINE_multi_integer("size", [192, 224], "Side of the images, pixels.")
-_BATCHES = flags.DEFINE_multi_integer("batch", [32, 64], "Images per batch.")
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Time to spend on each figure.")
 
 _CLASSES = 1000
 _NOTHING = AugmentOptions(order=())
@@ -81,34 +78,23 @@ def measure(
     return compile_seconds, float(np.median(times))
 
 
-def machine() -> str:
-    """Returns the machine and the versions that the figures hold for."""
-    device = jax.devices()[0]
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line for line in file if line.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    return (
-        f"{device.device_kind} ({device.platform}); {os.cpu_count()} x {cpu}; "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
-    )
-
-
-def main(argv: list[str]) -> None:
-    """Prints the table."""
-    if len(argv) > 1:
-        sys.exit(f"unexpected argument {argv[1]!r}")
-    if _DEVICE.value:
-        platforms = {"gpu": "cuda"}.get(_DEVICE.value, _DEVICE.value)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="cpu, gpu or tpu; default: JAX's own choice")
+    parser.add_argument("--size", type=int, nargs="+", default=[192, 224], help="pixels")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row")
+    arguments = parser.parse_args()
+    if arguments.device:
+        platforms = {"gpu": "cuda"}.get(arguments.device, arguments.device)
         jax.config.update("jax_platforms", platforms)
-    print(f"{machine()}\n")
+    print(f"{contenders.machine()}\n")
     print("| size | batch | stage | images/s | ms per image | compile s |")
     print("|---:|---:|---|---:|---:|---:|")
-    for size in _SIZES.value:
-        for batch in _BATCHES.value:
+    for size in arguments.size:
+        for batch in arguments.batch:
             for name, options in _RECIPES.items():
-                compiling, running = measure(options, size, batch, _SECONDS.value)
+                compiling, running = measure(options, size, batch, arguments.seconds)
                 print(
                     f"| {size} | {batch} | {name} | {batch / running:,.0f} "
                     f"| {1e3 * running / batch:.3f} | {compiling:.1f} |",
@@ -117,4 +103,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, medians, the machine, and timm's networks.
+"""Shared by the benchmarks: timing in turns, the machine, timm's networks.
 
 timm is measured in the same process. It imports torchvision for other models than NFNets;
 where torchvision is not installed, a module in which every name exists stands in for it.
@@ -85,7 +85,7 @@ def in_turns(
       steps: calls per turn.
 
     Returns:
-      name -> seconds per call, one figure for each turn.
+      name -> seconds per call, one entry for each turn.
     """
 
     def turn(contender: Contender, calls: int) -> float:
@@ -110,7 +110,7 @@ def median_ms(seconds: list[float]) -> float:
 
 
 def machine() -> str:
-    """Returns the machine and the versions that the figures hold for."""
+    """Returns the machine and the versions of packages."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What fine-tuning gains: half of the digit classes teach, ten images each of the others.
+"""Gain of fine-tuning: pretrained on half of the digits, ten images each of the others.
 
     python benchmarks/finetuning.py [--folder=DIR]
 
@@ -22,8 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from configs import digits
 from nfnets.data import open_dataset
 from nfnets.training import loop
-from nfnets.training.metrics import read_metrics
-from nfnets.training.scoring import read_run
+from nfnets.training.metric_writers import read_metrics
+from nfnets.training.workdir import read_run
 from nfnets.weights import save_weights
 
 IMAGES_PER_CLASS = 10

@@ -1,4 +1,4 @@
-"""What the inference form saves, with timm's inference in the same process.
+"""Inference with folded weights, as trained, and by timm, in the same process.
 
     python benchmarks/folding.py nfnet_f0 --size=256 --batch 1 8 32
 

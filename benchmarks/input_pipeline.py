@@ -1,16 +1,17 @@
-"""Images per second of the input pipeline, side by side with a tf.data pipeline.
+"""Images per second of the input pipeline and of an equivalent tf.data pipeline.
 
     python benchmarks/input_pipeline.py [--rounds=5] [--images=1500] [--no-workers]
 
-Makes JPEGs of about 500x375 pixels, then measures decoding, cropping, bicubic resizing and
-mirroring to uint8 batches, in turns, and prints medians as a Markdown table. tf.data takes
-part if TensorFlow is installed. CPU milliseconds are of this process and its children.
+Measures decoding, cropping, bicubic resizing and mirroring of synthetic JPEGs of about
+500x375 pixels. The pipelines take turns; the medians form a Markdown table. tf.data takes
+part if TensorFlow is installed. CPU time includes the worker processes.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -35,7 +36,7 @@ WARM_UP_BATCHES = 2
 
 @dataclasses.dataclass(frozen=True)
 class JpegSource:
-    """Records of a few JPEGs, over and over."""
+    """Cycles through a few JPEGs."""
 
     jpegs: tuple[bytes, ...]
     length: int
@@ -76,7 +77,7 @@ def ours(
     workers: int,
     threads: int | None,
 ) -> Iterator[Iterator[np.ndarray]]:
-    """Our pipeline, as batches of images."""
+    """Yields an iterator over the image batches of nfnets."""
     source = JpegSource(jpegs, 2**20)
     read = {"threads": threads, "workers": workers, "batch_size": BATCH}
     if is_training:
@@ -92,7 +93,7 @@ def ours(
 def tf_data(
     jpegs: tuple[bytes, ...], size: int, is_training: bool
 ) -> Iterator[Iterator[np.ndarray]]:
-    """The same work in tf.data, as the published NFNet code does it."""
+    """Yields an iterator over the image batches of tf.data, as in the published code."""
     import tensorflow as tf
 
     def train_image(jpeg: "tf.Tensor") -> "tf.Tensor":
@@ -131,7 +132,7 @@ Pipeline = contextlib.AbstractContextManager[Iterator[np.ndarray]]
 
 
 def measure(make: Callable[[], Pipeline], images: int) -> tuple[float, float]:
-    """Returns images per second and CPU milliseconds per image of one round."""
+    """Returns images per second and CPU milliseconds per image."""
     with make() as batches:
         for _ in range(WARM_UP_BATCHES):
             next(batches)
@@ -145,7 +146,7 @@ def measure(make: Callable[[], Pipeline], images: int) -> tuple[float, float]:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and of its living children."""
+    """Returns the CPU time of this process and its running children."""
     total = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     tick = os.sysconf("SC_CLK_TCK")
     for child in os.listdir("/proc"):
@@ -158,36 +159,35 @@ def _cpu_seconds() -> float:
     return total
 
 
-def contestants(
+def choose_pipelines(
     with_workers: bool, threads: int | None
 ) -> dict[str, Callable[..., Pipeline]]:
-    """Names of the pipelines, and what makes them from (jpegs, size, is_training)."""
-
-    def our_pipeline(workers: int) -> Callable[..., Pipeline]:
-        return lambda *work: ours(*work, workers=workers, threads=threads)
-
-    pipelines: dict[str, Callable[..., Pipeline]] = {"ours, threads": our_pipeline(0)}
-    if with_workers:
-        pipelines["ours, 1 worker"] = our_pipeline(1)
-        pipelines["ours, 2 workers"] = our_pipeline(2)
+    """Returns the pipelines by name, as functions of (jpegs, size, is_training)."""
+    pipelines: dict[str, Callable[..., Pipeline]] = {
+        name: functools.partial(ours, workers=workers, threads=threads)
+        for workers, name in enumerate(
+            ("ours, threads", "ours, 1 worker", "ours, 2 workers")
+        )
+        if with_workers or not workers
+    }
     if importlib.util.find_spec("tensorflow") is not None:
         pipelines["tf.data"] = tf_data
     else:
-        print("TensorFlow is not installed: tf.data is left out.")
+        print("TensorFlow is not installed; skipping tf.data.")
     return pipelines
 
 
 def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description="Speed of the input pipeline")
+    """Measures all pipelines and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1500, help="per round and pipeline")
-    parser.add_argument("--threads", type=int, help="none: the default")
+    parser.add_argument("--threads", type=int, help="default: see nfnets.data")
     parser.add_argument("--no-workers", action="store_true")
     options = parser.parse_args()
 
     jpegs = make_jpegs(200)
-    pipelines = contestants(not options.no_workers, options.threads)
+    pipelines = choose_pipelines(not options.no_workers, options.threads)
     tasks = [(f"train {size}", size, True) for size in TRAIN_SIZES]
     tasks.append((f"evaluate {EVAL_SIZE}", EVAL_SIZE, False))
     mean_size = statistics.mean(map(len, jpegs)) / 1000
@@ -201,7 +201,7 @@ def main() -> None:
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
         for _ in range(options.rounds):
             for name, make in pipelines.items():
-                work = lambda make=make: make(jpegs, size, is_training)  # noqa: B023, E731
+                work = functools.partial(make, jpegs, size, is_training)
                 results[name].append(measure(work, options.images))
         for name, rounds in results.items():
             speeds, cpu = zip(*rounds, strict=True)

@@ -1,11 +1,11 @@
-"""How long a start takes, and what a step costs in Python.
+"""Time to the first step, and the cost of a step in Python.
 
     python benchmarks/start.py --size=192
 
 starts `train.py` with NFNet-F0 on synthetic images twice, first with an empty compilation
 cache, and prints the seconds from the command to the first step; then, in a run of its own,
-the main thread's CPU time per step: batches, transfers, dispatch, figures. (There XLA
-computes in other threads.) Then the seconds that `Model.init` takes in a new process.
+the main thread's CPU time per step: batches, transfers, dispatch, metrics. (There XLA
+computes in other threads.) Then the time of `Model.init` in a new process.
 """
 
 import argparse
@@ -29,20 +29,20 @@ SETTINGS = {
 # Counts the main thread's time from step to step and stops after the last one.
 _LOOP = """
 import runpy, statistics, sys, time
-from nfnets.training import meter
+from nfnets.training import metrics
 
 times = []
-add = meter.Meter.add
+add = metrics.StepMetrics.add
 
-def timed(self, step, metrics):
-    add(self, step, metrics)
+def timed(self, step, values):
+    add(self, step, values)
     times.append(time.thread_time())
     if len(times) == 40:
         steps = [1e3 * (b - a) for a, b in zip(times[5:], times[6:])]
         print("median", statistics.median(steps), "most", max(steps), flush=True)
         raise SystemExit
 
-meter.Meter.add = timed
+metrics.StepMetrics.add = timed
 sys.argv = sys.argv[1:]
 runpy.run_path("train.py", run_name="__main__")
 """
@@ -102,7 +102,7 @@ def run_python(script: str, *argv: str, cache: str = "") -> list[float]:
     environment = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "PYTHONPATH": str(ROOT),
-        # XLA's own work is not to count as the main thread's.
+        # Otherwise XLA's work would count as the main thread's.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true",
     }
     ended = subprocess.run(

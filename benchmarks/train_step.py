@@ -7,10 +7,9 @@
 prints images/s, milliseconds per step (medians of turns), the share of the machine's own
 measured speed in matrix products (MFU: three times the forward multiply-adds) and peak
 memory. GPU: F0 to F3 at their training sizes in bfloat16; timm is compiled, channels last,
-under autocast. CPU: F0 in float32; timm is eager.
+under autocast. CPU: F0 in float32; timm is eager, or compiled with --compile_timm.
 
-Needs nfnets.models, nfnets.optim and nfnets.augment only. Where dm-haiku, jmp and tabulate
-are not installed, pure Python wheels of them on PYTHONPATH do.
+Needs nfnets.models, nfnets.optim and nfnets.augment only.
 """
 
 import argparse
@@ -36,9 +35,9 @@ import optax
 
 import nfnets
 from nfnets.augment import AugmentOptions, augment
+from nfnets.cpu import memory
 from nfnets.models import Model, count_multiply_adds, layers, normalize_images
-from nfnets.optim import clipping_state, global_norm, update_ema
-from nfnets.training import cpu
+from nfnets.optim import clipping_state, update_ema
 
 CLASSES = 1000
 PARTS = ("update", "AGC", "EMA", "metrics", "augmentation")
@@ -57,7 +56,7 @@ def make_step(model: Model, parts: tuple[str, ...]) -> tuple[Callable, Callable]
     """Returns (init, step) with the given ones of `PARTS` beyond forward and backward.
 
     init(params) -> state; step(state, images uint8 [N, H, W, 3], labels) -> (state,
-    figures). Without "update" the state stays and the gradients are among the figures.
+    metrics). Without "update" the state stays and the gradients are among the metrics.
     """
     optimizer = nfnets.create_optimizer(_RATE, clipping=0.01 if "AGC" in parts else None)
     recipe = model.spec.recipe
@@ -93,27 +92,27 @@ def make_step(model: Model, parts: tuple[str, ...]) -> tuple[Callable, Callable]
 
         params = state["params"]
         (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        figures = {"loss": loss}
+        metrics = {"loss": loss}
         new = {"step": state["step"] + 1, "params": params}
         if "update" in parts:
             updates, new["optimizer"] = optimizer.update(grads, state["optimizer"], params)
             new["params"] = optax.apply_updates(params, updates)
         else:
-            figures["gradients"] = grads
+            metrics["gradients"] = grads
         if "EMA" in parts:
             new["ema"] = update_ema(state["ema"], new["params"], 0.99999, state["step"])
         if "metrics" in parts:
-            figures["top1"] = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
-            figures["gradient_norm"] = global_norm(grads)
+            metrics["top1"] = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
+            metrics["gradient_norm"] = optax.tree.norm(grads)
             clipping = clipping_state(new["optimizer"])
-            figures |= {} if clipping is None else {"clipped": clipping.clipped_fraction}
-        return new, figures
+            metrics |= {} if clipping is None else {"clipped": clipping.clipped_fraction}
+        return new, metrics
 
     return init, step
 
 
 class Ours:
-    """Our step with some of `PARTS`, compiled; a call makes one step."""
+    """Our compiled step with some of `PARTS`; a call makes one step."""
 
     def __init__(
         self, model: Model, params: Any, batch: tuple[Any, Any], parts: tuple[str, ...]
@@ -126,11 +125,11 @@ class Ours:
         self.compile_s = time.perf_counter() - start
 
     def __call__(self) -> Any:
-        self._state, figures = self.compiled(self._state, *self._batch)
-        return figures
+        self._state, metrics = self.compiled(self._state, *self._batch)
+        return metrics
 
     def memory_gib(self) -> float:
-        """What XLA plans to hold at once."""
+        """Returns the memory that XLA plans."""
         plan = self.compiled.memory_analysis()
         held = plan.temp_size_in_bytes + plan.argument_size_in_bytes
         return (held + plan.output_size_in_bytes - plan.alias_size_in_bytes) / 2**30
@@ -139,7 +138,9 @@ class Ours:
 class Timm:
     """timm's step with AGC and Nesterov momentum; a call makes one step."""
 
-    def __init__(self, model: Model, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(
+        self, model: Model, images: np.ndarray, labels: np.ndarray, compiled: bool
+    ) -> None:
         import torch
 
         self._torch = torch
@@ -160,7 +161,7 @@ class Timm:
         self._optimizer = torch.optim.SGD(
             network.parameters(), _RATE, momentum=0.9, nesterov=True, weight_decay=2e-5
         )
-        self._network = torch.compile(network) if self._gpu else network
+        self._network = torch.compile(network) if compiled else network
 
     def __call__(self) -> None:
         from timm.utils.agc import adaptive_clip_grad
@@ -220,7 +221,7 @@ def build(model: Model, size: int, options: argparse.Namespace) -> dict[str, Any
         with mock.patch.object(layers, "conv2d", default_conv2d):
             found["ours, XLA's convolutions"] = Ours(model, params, batch, PARTS[:2])
     if contenders.has_timm() and not options.no_timm:
-        found["timm"] = Timm(model, images, labels)
+        found["timm"] = Timm(model, images, labels, options.compile_timm)
         if options.forward:
             found["forward: timm"] = found["timm"].forward
     return found
@@ -301,6 +302,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--steps", type=int, help="per turn; default: 1 on CPU, 10 on GPU")
     parser.add_argument("--no_timm", action="store_true")
+    parser.add_argument("--compile_timm", action="store_true", help="always on GPU")
     parser.add_argument("--no_augment", action="store_true")
     parser.add_argument("--forward", action="store_true", help="time inference as well")
     parser.add_argument("--baseline", action="store_true", help="XLA's own convolutions")
@@ -315,19 +317,18 @@ def parse() -> argparse.Namespace:
     options.batch = options.batch or (32 if on_gpu else 8)
     options.steps = options.steps or (10 if on_gpu else 1)
     options.dtype = "bfloat16" if on_gpu else "float32"
+    options.compile_timm = options.compile_timm or on_gpu
     return options
 
 
 def main() -> None:
     options = parse()
     jax.config.update("jax_platforms", "cuda" if options.device == "gpu" else "cpu")
-    cpu.run_in_main_thread()  # as train.py does
+    memory.run_in_main_thread()  # as train.py does
     peak = ceiling(options.dtype, 8192 if options.device == "gpu" else 2048)
     heading = False
     for name in options.models:
-        model = nfnets.create_model(
-            name, CLASSES, compute_dtype=options.dtype, outline=True
-        )
+        model = nfnets.create_model(name, CLASSES, compute_dtype=options.dtype)
         size = options.size or model.spec.recipe.train_size
         found = build(model, size, options)
         if not heading:
@@ -338,7 +339,7 @@ def main() -> None:
             )
             print("|---|---|---|---|---|---|---|---|---|---|")
             heading = True
-        cpu.keep_memory()
+        memory.keep_memory()
         times = contenders.in_turns(found, options.rounds, options.steps)
         print_table(model, size, options.batch, found, times, peak)
         if options.profile:

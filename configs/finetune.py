@@ -1,10 +1,11 @@
-"""Published or own weights, adapted to your images in folders, on one GPU.
+"""Fine-tuning of published or own weights on your images in folders, on one GPU.
 
     python train.py --config=configs/finetune.py --workdir=runs/mine \
         --config.init_from=FILE.safetensors --config.data.source=folder:PATH
 
-The classifier starts anew where the number of classes differs. Without --config.init_from
-training starts from random weights, which needs far more images (configs/imagefolder.py).
+The classifier is re-initialized if the number of classes differs. Without
+--config.init_from, training starts from random weights, which needs many more images
+(configs/imagefolder.py).
 """
 
 import ml_collections
@@ -21,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.mixup_fraction = 0.0
     config.augment.cutmix_fraction = 0.5
     config.optimizer.weight_decay = 1e-5
-    config.optimizer.head_multiplier = 10.0  # it is new, the rest is not
+    config.optimizer.head_multiplier = 10.0  # it is new
     config.optimizer.layer_decay = 0.9
     config.train.epochs = 20.0
     config.train.warmup_epochs = 1.0

@@ -1,25 +1,26 @@
-"""Your own images, sorted into folders, on one GPU.
+"""Your own images in folders, from random weights, on one GPU.
 
     python train.py --config=configs/imagefolder.py --workdir=runs/mine \
         --config.data.source=folder:PATH
 
-where PATH/train/CLASS/ and PATH/val/CLASS/ hold the images. The classes are the folders'
-names. From random weights; 100 epochs suit some ten thousand images or more.
+PATH/train/CLASS/ and PATH/val/CLASS/ hold the images; the folders' names are the classes.
+100 epochs suit ten thousand images or more.
 """
 
 import ml_collections
 
-from configs import default
+from nfnets.training.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the configuration."""
-    config = default.get_config()
+    config = default_config()
     config.model.name = "nfnet_f0"
+    config.model.compute_dtype = "auto"
     config.data.source = "folder:data"
     config.data.eval_split = "val"
     config.data.batch_size = 64
-    config.optimizer.clipping = 0.1  # smaller batches need less clipping
+    config.optimizer.clipping = 0.1  # larger at smaller batches
     config.train.epochs = 100.0
     config.train.ema.ema = 0.9999
     config.eval.batch_size = 64

@@ -1,4 +1,4 @@
-"""NF-ResNet-50 on ImageNet, the published recipe; not run here.
+"""NF-ResNet-50 on ImageNet, with the published recipe.
 
     python train.py --config=configs/nf_resnet50.py --workdir=runs/nf_resnet50 \
         --config.data.dir=DIR

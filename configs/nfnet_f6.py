@@ -1,6 +1,8 @@
-"""NFNet-F6 on ImageNet, the paper's recipe without SAM (`nfnet_f6_sam.py`): not run here.
+"""NFNet-F6 on ImageNet, with the paper's recipe but without SAM (see nfnet_f6_sam.py).
 
-python train.py --config=configs/nfnet_f6.py --workdir=runs/f6 --config.data.dir=DIR
+    python train.py --config=configs/nfnet_f6.py --workdir=runs/f6 --config.data.dir=DIR
+
+Everything else follows nfnet_f0.py.
 """
 
 import ml_collections

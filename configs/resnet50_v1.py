@@ -1,9 +1,9 @@
-"""ResNet-50 with batch normalisation after every convolution; not run here.
+"""ResNet-50 with batch normalization after every convolution, on ImageNet.
 
     python train.py --config=configs/resnet50_v1.py --workdir=runs/resnet50_v1 \
         --config.data.dir=DIR
 
-The recipe of resnet50.py, with activations after the sums as in the first ResNets.
+The recipe of resnet50.py, with activations after the sums, as in the original ResNet.
 """
 
 import ml_collections

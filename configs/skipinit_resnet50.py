@@ -1,9 +1,9 @@
-"""ResNet-50 with SkipInit in place of normalisation, on ImageNet; not run here.
+"""ResNet-50 with SkipInit instead of normalization, on ImageNet.
 
     python train.py --config=configs/skipinit_resnet50.py --workdir=runs/skipinit_resnet50 \
         --config.data.dir=DIR
 
-The recipe of resnet50.py, with stochastic depth 0.1 as the published model has it.
+The recipe of resnet50.py, with stochastic depth 0.1 as in the published model.
 """
 
 import ml_collections

@@ -1,44 +1,51 @@
 """Normalizer-free networks in JAX and Haiku.
 
-Importing this package needs jax, haiku, optax, chex, jmp and numpy only; what reads data
-or files is in `nfnets.data`, `nfnets.training` and `nfnets.weights`.
+The public names are imported on first use, so that `nfnets.adaptive_grad_clip` needs only
+jax and optax, and a mistake on a command line is reported before jax is imported.
 """
 
-import importlib
-import time
-from typing import Any
+from typing import TYPE_CHECKING
 
-# Before the imports: files that change later are not what this process has read.
-IMPORTED_NS = time.time_ns()
+from nfnets import lazy
 
-from nfnets.models import create_model, fold, list_models  # noqa: E402
-from nfnets.optim import (  # noqa: E402
-    adaptive_grad_clip,
-    create_optimizer,
-    sam_perturbation,
-)
+if TYPE_CHECKING:
+    from nfnets.errors import UserError
+    from nfnets.models.folding import fold
+    from nfnets.models.model import create_model
+    from nfnets.models.variants import list_models
+    from nfnets.optim.agc import adaptive_grad_clip
+    from nfnets.optim.optimizer import create_optimizer
+    from nfnets.optim.sam import sam_perturbation
+    from nfnets.weights.files import load_weights, read_weights_info, save_weights
+    from nfnets.weights.info import WeightsInfo
 
-__version__ = "0.1.0"
-
-# Imported when first used: they need safetensors.
-_FROM_WEIGHTS = ("WeightsInfo", "load_weights", "read_weights_info", "save_weights")
+__version__ = "0.2.0"
 
 __all__ = [
+    "UserError",
+    "WeightsInfo",
     "adaptive_grad_clip",
     "create_model",
     "create_optimizer",
     "fold",
     "list_models",
+    "load_weights",
+    "read_weights_info",
     "sam_perturbation",
-    *_FROM_WEIGHTS,
+    "save_weights",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _FROM_WEIGHTS:
-        return getattr(importlib.import_module("nfnets.weights"), name)
-    raise AttributeError(f"module 'nfnets' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM_WEIGHTS})
+__getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "nfnets.errors": ("UserError",),
+        "nfnets.models.folding": ("fold",),
+        "nfnets.models.model": ("create_model",),
+        "nfnets.models.variants": ("list_models",),
+        "nfnets.optim.agc": ("adaptive_grad_clip",),
+        "nfnets.optim.optimizer": ("create_optimizer",),
+        "nfnets.optim.sam": ("sam_perturbation",),
+        "nfnets.weights.files": ("load_weights", "read_weights_info", "save_weights"),
+        "nfnets.weights.info": ("WeightsInfo",),
+    },
+)

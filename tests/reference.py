@@ -1,15 +1,15 @@
-"""The formula parameters and inputs of which the published outputs in tests/data are."""
+"""Formulas for the parameters and inputs of the published outputs in tests/golden."""
 
 import pathlib
 import zlib
 
 import numpy as np
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parent / "golden"
 
 
 def formula_array(path, shape):
-    """Values that depend on the parameter's path `module:name` and position alone."""
+    """Values that depend only on the parameter's path `module:name` and on the position."""
     count = int(np.prod(shape))
     index = np.arange(count, dtype=np.float64)
     phase = zlib.crc32(path.encode()) % 1000
@@ -28,7 +28,7 @@ def formula_array(path, shape):
 
 
 def formula_params(shapes):
-    """A tree of formula arrays like a tree of shapes, module -> name -> array."""
+    """Formula arrays for a tree of shapes, module -> name -> array."""
     return {
         module: {
             name: formula_array(f"{module}:{name}", leaf.shape)

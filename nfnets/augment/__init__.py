@@ -1,11 +1,16 @@
 """Augmentation on the device: MixUp, CutMix, RandAugment, AutoAugment, Cutout.
 
-`augment` is a pure function of a key and a batch; it imports nothing but jax and numpy.
+`augment` is a pure function of a key and a batch and needs only jax and numpy.
 """
 
-from nfnets.augment.operations import GEOMETRIC, OPERATIONS
+from typing import TYPE_CHECKING
+
+from nfnets import lazy
 from nfnets.augment.options import STAGES, AugmentOptions
-from nfnets.augment.pipeline import apply_operation, augment
+
+if TYPE_CHECKING:
+    from nfnets.augment.operations import GEOMETRIC, OPERATIONS
+    from nfnets.augment.pipeline import apply_operation, augment
 
 __all__ = [
     "GEOMETRIC",
@@ -15,3 +20,12 @@ __all__ = [
     "apply_operation",
     "augment",
 ]
+
+# Not imported here, because `nfnets.training.config` needs the options without jax.
+__getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "nfnets.augment.operations": ("GEOMETRIC", "OPERATIONS"),
+        "nfnets.augment.pipeline": ("apply_operation", "augment"),
+    },
+)

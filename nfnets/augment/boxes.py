@@ -1,4 +1,4 @@
-"""Boxes around a centre, clipped to the image.
+"""Boxes around a center, clipped to the image: CutMix and Cutout.
 
 Axis letters: N images, H height, W width.
 """
@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 
 def clipped_span(
-    centre: jax.Array, size: jax.Array, limit: int
+    center: jax.Array, size: jax.Array, limit: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the part within [0, limit) of a span of `size` pixels around `centre`.
+    """Returns the part within [0, limit) of a span of `size` pixels around `center`.
 
     Args:
-      centre: int32 [N], in [0, limit).
-      size: int32 [N] or scalar; an even size has one pixel more before the centre.
+      center: int32 [N], in [0, limit).
+      size: int32 [N] or scalar; an even size has one pixel more before the center.
       limit: height or width of the image, pixels.
 
     Returns:
       (start, stop), int32 [N] each, 0 <= start <= stop <= limit; `stop` is exclusive.
     """
-    start = centre - size // 2
+    start = center - size // 2
     return jnp.maximum(start, 0), jnp.minimum(start + size, limit)
 
 

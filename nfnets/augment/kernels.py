@@ -1,12 +1,12 @@
-"""The five kinds of operation as passes over a batch, each image with its own arguments.
+"""The five kinds of operations as passes over a batch, with arguments for each image.
 
-Images are planar, uint8 [N, 3, H, W]: on a CPU a pass over rows of pixels vectorises, over
-interleaved colours it does not (measured at 192 px: Sharpness 2.7 times slower). The
-arithmetic is on integers, and on sums of floats for coordinates, so that the results are
-the same bits on every device and for every split of the batch.
+Images are planar, uint8 [N, 3, H, W], because loops over rows of pixels are vectorized on
+CPUs, unlike loops over interleaved colors (Sharpness at 192 px: 2.7 times slower). The
+arithmetic is on integers, and on sums of floats for coordinates, so that results agree bit
+by bit on all devices and for every split of the batch.
 
-Every image goes through every pass, unchanged by all but its own: on a GPU a pass over a
-batch costs microseconds, and branches per image would cost more than they save.
+Every image takes part in every pass, and all but one leave it unchanged: on a GPU, a pass
+takes microseconds, and branches for each image would cost more than they save.
 
 Axis letters: N images, S steps of the bank, H height, W width.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from nfnets.augment import boxes
 from nfnets.augment import operations as ops
 
-# All indices below are in range by construction.
+# Mode of gathers and scatters whose indices are in range by construction.
 _IN_BOUNDS = "promise_in_bounds"
 
 
@@ -27,30 +27,30 @@ def apply_steps(
     bank: ops.Bank,
     step: jax.Array,
     negative: jax.Array,
-    centre: jax.Array,
+    center: jax.Array,
 ) -> jax.Array:
     """Applies L steps of the bank to each image, one after another.
 
     Args:
       images: uint8 [N, 3, H, W].
-      bank: of the S steps, built for H and W.
+      bank: arguments of the S steps, built for H and W.
       step: int32 [L, N], in [0, S).
-      negative: int32 [L, N], 1 turns a geometric operation around, else 0.
-      centre: int32 [L, N, 2], (row, column) of Cutout's box.
+      negative: int32 [L, N], 1 to reverse a geometric operation, else 0.
+      center: int32 [L, N, 2], (row, column) of Cutout's box.
 
     Returns:
       uint8 [N, 3, H, W].
     """
 
-    # A loop, not L copies of the layer, which would compile L times as long. Also, XLA's
-    # CPU backend would fuse the end of one layer into the gather that begins the next and
-    # compute it anew for every pixel (measured: 3 times slower).
+    # L copies of the layer would take L times as long to compile. XLA's CPU backend would
+    # also fuse the end of a layer into the gather of the next and recompute it for every
+    # pixel (3 times slower).
     def layer(
         images: jax.Array, draw: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
         return _apply_layer(images, bank, *draw), None
 
-    return lax.scan(layer, images, (step, negative, centre))[0]
+    return lax.scan(layer, images, (step, negative, center))[0]
 
 
 def _apply_layer(
@@ -58,11 +58,11 @@ def _apply_layer(
     bank: ops.Bank,
     step: jax.Array,
     negative: jax.Array,
-    centre: jax.Array,
+    center: jax.Array,
 ) -> jax.Array:
-    """One step for each image: the arguments of `apply_steps` without the axis L."""
-    # Each step changes its image in one pass only, so their order is free. This one is the
-    # fastest of those measured.
+    """Applies one step to each image: `apply_steps` without the axis L."""
+    # A step changes its image in one pass only, hence any order is valid. This is the
+    # fastest.
     if bank.affine is not None:
         columns, rows, offset = (jnp.asarray(term)[step, negative] for term in bank.affine)
         images = gather_affine(images, columns, rows, offset)
@@ -73,12 +73,12 @@ def _apply_layer(
     if bank.sharpness is not None:
         images = sharpen(images, jnp.asarray(bank.sharpness)[step])
     if bank.cutout is not None:
-        images = cut_out(images, centre, jnp.asarray(bank.cutout)[step])
+        images = cut_out(images, center, jnp.asarray(bank.cutout)[step])
     return images
 
 
 def _apply_tables(images: jax.Array, bank: ops.Bank, step: jax.Array) -> jax.Array:
-    """The pass of the table operations; `step` int32 [N]."""
+    """Applies the table operations; `step` is int32 [N]."""
     tables = jnp.repeat(jnp.asarray(bank.tables)[step][:, None], 3, axis=1)
     stretch = None if bank.stretch is None else jnp.asarray(bank.stretch)[step]
 
@@ -87,8 +87,8 @@ def _apply_tables(images: jax.Array, bank: ops.Bank, step: jax.Array) -> jax.Arr
             return look_up(images, tables)
         return look_up(images, stretch_tables(images, tables, stretch))
 
-    # The condition almost always holds. It keeps XLA's CPU backend from fusing this pass
-    # with its neighbours, which halves the time of a layer.
+    # The condition is almost always true. It keeps XLA's CPU backend from fusing this pass
+    # with its neighbors, which halves the time of a layer.
     used = jnp.any(jnp.asarray(bank.has_table)[step])
     return lax.cond(used, run, lambda images: images, images)
 
@@ -96,7 +96,7 @@ def _apply_tables(images: jax.Array, bank: ops.Bank, step: jax.Array) -> jax.Arr
 def gather_affine(
     images: jax.Array, columns: jax.Array, rows: jax.Array, offset: jax.Array
 ) -> jax.Array:
-    """Moves each pixel's nearest source pixel into it, grey where that is outside.
+    """Takes each pixel from its nearest source pixel, gray where that is outside.
 
     Args:
       images: uint8 [N, 3, H, W].
@@ -112,29 +112,29 @@ def gather_affine(
     def nearest(axis: int) -> jax.Array:
         source = columns[:, axis, None, :] + rows[:, axis, :, None]
         source = source + offset[:, axis, None, None]
-        # Half-way cases away from zero, as published.
+        # As published; `jnp.round` rounds half-way cases to even.
         return lax.round(source, lax.RoundingMethod.AWAY_FROM_ZERO).astype(jnp.int32)
 
     x, y = nearest(0), nearest(1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    # Clipped, not selected by `inside`: XLA's CPU backend vectorises this 3 times better.
+    # XLA's CPU backend runs this 3 times as fast as a selection by `inside`.
     pixel = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
     moved = images.reshape(-1).at[_planes(images) + pixel[:, None]].get(mode=_IN_BOUNDS)
-    return jnp.where(inside[:, None], moved, jnp.uint8(ops.GREY))
+    return jnp.where(inside[:, None], moved, jnp.uint8(ops.GRAY))
 
 
 def look_up(images: jax.Array, tables: jax.Array) -> jax.Array:
-    """Replaces grey levels by `tables`, uint8 [N, 3, 256]; images uint8 [N, 3, H, W]."""
+    """Maps levels by `tables`, uint8 [N, 3, 256]; images are uint8 [N, 3, H, W]."""
     return tables.reshape(-1).at[_bins(images)].get(mode=_IN_BOUNDS)
 
 
 def stretch_tables(images: jax.Array, tables: jax.Array, stretch: jax.Array) -> jax.Array:
-    """Puts in the tables that follow from the images.
+    """Replaces the tables of AutoContrast and Equalize, which depend on the images.
 
     Args:
       images: uint8 [N, 3, H, W].
       tables: uint8 [N, 3, 256].
-      stretch: int32 [N], `AUTO_CONTRAST` and `EQUALIZE` replace an image's tables.
+      stretch: int32 [N], `AUTO_CONTRAST` or `EQUALIZE` where tables are replaced.
 
     Returns:
       uint8 [N, 3, 256].
@@ -142,8 +142,8 @@ def stretch_tables(images: jax.Array, tables: jax.Array, stretch: jax.Array) -> 
     contrast = auto_contrast_tables(images)
     is_contrast = (stretch == ops.AUTO_CONTRAST)[:, None, None]
     tables = jnp.where(is_contrast, contrast, tables)
-    # A histogram costs as much as a whole layer, and one image in sixteen needs it: those
-    # images come first in `order`, and the loop stops after them.
+    # A histogram costs as much as a layer, and one image in sixteen needs it: the loop runs
+    # over those only.
     is_equalize = stretch == ops.EQUALIZE
     order = jnp.argsort(~is_equalize)
 
@@ -157,7 +157,7 @@ def stretch_tables(images: jax.Array, tables: jax.Array, stretch: jax.Array) -> 
 
 
 def auto_contrast_tables(images: jax.Array) -> jax.Array:
-    """Tables that stretch each channel to [0, 255]; a constant channel stays.
+    """Returns tables that stretch each channel to [0, 255]; constant channels stay.
 
     Args:
       images: uint8 [N, 3, H, W].
@@ -167,14 +167,14 @@ def auto_contrast_tables(images: jax.Array) -> jax.Array:
     """
     low = jnp.min(images, axis=(2, 3)).astype(jnp.int32)[..., None]
     high = jnp.max(images, axis=(2, 3)).astype(jnp.int32)[..., None]
-    grey = jnp.arange(256, dtype=jnp.int32)
-    stretched = (jnp.clip(grey - low, 0) * 255) // jnp.maximum(high - low, 1)
-    table = jnp.where(high > low, jnp.clip(stretched, 0, 255), grey)
+    gray = jnp.arange(256, dtype=jnp.int32)
+    stretched = (jnp.clip(gray - low, 0) * 255) // jnp.maximum(high - low, 1)
+    table = jnp.where(high > low, jnp.clip(stretched, 0, 255), gray)
     return table.astype(jnp.uint8)
 
 
 def equalize_tables(images: jax.Array) -> jax.Array:
-    """Tables that make the levels of each channel about equally frequent.
+    """Returns tables that make the levels of each channel about equally frequent.
 
     Args:
       images: uint8 [N, 3, H, W].
@@ -191,22 +191,22 @@ def equalize_tables(images: jax.Array) -> jax.Array:
     step = (total - jnp.take_along_axis(histogram, highest, axis=-1)) // 255
     darker = jnp.cumsum(histogram, axis=-1) - histogram
     table = jnp.clip((darker + step // 2) // jnp.maximum(step, 1), 0, 255)
-    # So few pixels below the highest level that a step would hold none.
+    # Channels with fewer than 255 pixels below the highest level stay.
     return jnp.where(step > 0, table, jnp.arange(256)).astype(jnp.uint8)
 
 
 def color(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends from grey; images uint8 [N, 3, H, W], factor int32 [N] / FACTOR_UNIT."""
+    """Blends from gray; images uint8 [N, 3, H, W], factor int32 [N], see `blend`."""
     red, green, blue = (images[:, i].astype(jnp.int32) for i in range(3))
-    # 0.2989 R + 0.5870 G + 0.1140 B; the published conversion passes through floats in
-    # [0, 1] and back by 255.5 / 255.
+    # 0.2989 R + 0.5870 G + 0.1140 B. The published conversion goes through floats in [0, 1]
+    # and back, which multiplies by 255.5 / 255.
     luma = 2989 * red + 5870 * green + 1140 * blue
-    grey = (luma * 511).astype(jnp.uint32) // jnp.uint32(510 * 10_000)
-    return blend(grey[:, None].astype(jnp.int32), images, factor)
+    gray = (luma * 511).astype(jnp.uint32) // jnp.uint32(510 * 10_000)
+    return blend(gray[:, None].astype(jnp.int32), images, factor)
 
 
 def sharpen(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends from a 3x3 blur, in which the pixel counts five times; borders stay.
+    """Blends from a 3x3 blur with weight 5 in the middle; borders stay.
 
     Args:
       images: uint8 [N, 3, H, W].
@@ -226,26 +226,26 @@ def sharpen(images: jax.Array, factor: jax.Array) -> jax.Array:
     return blend(blur, images, factor)
 
 
-def cut_out(images: jax.Array, centre: jax.Array, size: jax.Array) -> jax.Array:
-    """Greys a box around a centre, clipped to the image.
+def cut_out(images: jax.Array, center: jax.Array, size: jax.Array) -> jax.Array:
+    """Fills a box around a center with gray, clipped to the image.
 
     Args:
       images: uint8 [N, 3, H, W].
-      centre: int32 [N, 2], row and column.
+      center: int32 [N, 2], row and column.
       size: int32 [N] or scalar, side of the box, pixels.
 
     Returns:
       uint8 [N, 3, H, W].
     """
     _, _, height, width = images.shape
-    rows = boxes.clipped_span(centre[:, 0], size, height)
-    columns = boxes.clipped_span(centre[:, 1], size, width)
+    rows = boxes.clipped_span(center[:, 0], size, height)
+    columns = boxes.clipped_span(center[:, 1], size, width)
     mask = boxes.box_mask(rows, columns, height, width)
-    return jnp.where(mask[:, None], jnp.uint8(ops.GREY), images)
+    return jnp.where(mask[:, None], jnp.uint8(ops.GRAY), images)
 
 
 def blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves from `start` towards the images, or beyond them for a factor above 1.
+    """Interpolates from `start` to the images; a factor above 1 extrapolates.
 
     Args:
       start: int32, broadcasts with [N, 3, H, W].
@@ -262,12 +262,12 @@ def blend(start: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _bins(images: jax.Array) -> jax.Array:
-    """Returns int32 [N, 3, H, W]: positions of the pixels in a flat [N, 3, 256] array."""
+    """Returns int32 [N, 3, H, W]: the index of each pixel's level in a flat [N, 3, 256]."""
     return _planes(images, 256) + images.astype(jnp.int32)
 
 
 def _planes(images: jax.Array, size: int | None = None) -> jax.Array:
-    """Returns int32 [N, 3, 1, 1]: where each plane of `size` (default H W) begins."""
+    """Returns int32 [N, 3, 1, 1]: flat index of each plane of `size` (default H W)."""
     count, channels, height, width = images.shape
     planes = jnp.arange(count * channels, dtype=jnp.int32).reshape(count, channels, 1, 1)
     return planes * (height * width if size is None else size)

@@ -1,7 +1,9 @@
-"""MixUp and CutMix between neighbours of a batch.
+"""MixUp and CutMix of neighboring examples.
 
-Example 2i is mixed with 2i + 1, each by its own draw. Sources: "mixup: beyond empirical
-risk minimization" (Zhang et al. 2018), section 2; "CutMix" (Yun et al. 2019), section 3.1.
+Examples 2i and 2i + 1 are mixed with each other, each with its own draw.
+
+"mixup: Beyond Empirical Risk Minimization" (Zhang et al. 2018), section 2; "CutMix" (Yun et
+al. 2019), section 3.1.
 
 Axis letters: N images, P = N / 2 pairs, H height, W width, K classes. Images are planar,
 uint8 [N, 3, H, W].
@@ -14,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets.augment import boxes, draws
+from nfnets.errors import UserError
 
-# Weights of pixels are whole multiples of 1 / WEIGHT_UNIT: integer arithmetic gives the
-# same bits in every program, and 255 * WEIGHT_UNIT still fits an int32.
+# Pixel weights are multiples of 1 / WEIGHT_UNIT, because integer arithmetic gives the same
+# bits in every program. 255 * WEIGHT_UNIT fits an int32.
 WEIGHT_UNIT = 1 << 20
 
-# Keeps the integer arithmetic of `_spread` within an int32.
+# Keeps the products in `_spread` within an int32.
 _MAX_DENOMINATOR = 30_000
 
 
@@ -34,12 +37,12 @@ def mix_pairs(
     cutmix_alpha: float,
     cutmix_fraction: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image and its label with its neighbour's.
+    """Mixes each image and its label with those of its neighbor.
 
     Args:
       key: a JAX key.
       images: uint8 [N, 3, H, W]; N even, and images 2i and 2i + 1 of this array are
-        neighbours 2j and 2j + 1 of the global batch.
+        neighbors 2j and 2j + 1 of the global batch.
       labels: float32 [N, K].
       example_index: int32 [N], positions in the global batch.
       mixup_alpha: lambda ~ Beta(alpha, alpha) for MixUp, in (0, 100].
@@ -48,15 +51,15 @@ def mix_pairs(
       cutmix_fraction: share of the pairs that CutMix pastes, in [0, 1].
 
     Returns:
-      Images, uint8 [N, 3, H, W], rounded to the nearest grey level; labels, float32 [N, K],
-      mixed with exactly the weights of the pixels.
+      Images, uint8 [N, 3, H, W], rounded to the nearest level; labels, float32 [N, K],
+      mixed with exactly the same weights as the pixels.
 
     Raises:
-      ValueError: N is odd.
+      UserError: N is odd.
     """
     count, _, height, width = images.shape
     if count % 2:
-        raise ValueError(f"mixing takes pairs of images; got a batch of {count}")
+        raise UserError(f"mixing needs an even batch size; got {count} images")
     is_mixup, is_cutmix = pair_kinds(example_index // 2, mixup_fraction, cutmix_fraction)
     bits = draws.example_bits(key, example_index, 3)
 
@@ -69,29 +72,30 @@ def mix_pairs(
 
     pixel_weight = jnp.where(is_mixup, blend, WEIGHT_UNIT)[:, None, None]
     pixel_weight = jnp.where(pasted, 0, pixel_weight)[:, None]
-    other = _neighbours(images).astype(jnp.int32)
+    other = _neighbors(images).astype(jnp.int32)
     scaled = pixel_weight * (images.astype(jnp.int32) - other)
     mixed = other + ((scaled + WEIGHT_UNIT // 2) >> (WEIGHT_UNIT.bit_length() - 1))
 
-    # The label's weights as whole numbers of pixels, or of units.
+    # The label's weights in pixels (CutMix) or units (MixUp).
     unit = jnp.where(is_cutmix, height * width, WEIGHT_UNIT)
     given = jnp.where(is_cutmix, area, jnp.where(is_mixup, WEIGHT_UNIT - blend, 0))
-    mixed_labels = _weighted_sum(labels, unit - given, _neighbours(labels), given, unit)
+    mixed_labels = _weighted_sum(labels, unit - given, _neighbors(labels), given, unit)
     return mixed.astype(jnp.uint8), mixed_labels
 
 
 def pair_kinds(
     pair_index: jax.Array, mixup_fraction: float, cutmix_fraction: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Decides which pairs MixUp and CutMix take, without randomness.
+    """Selects the pairs for MixUp and CutMix, without randomness.
 
-    Pair i is mixed where floor((i + 1) f) exceeds floor(i f), f being the two shares
-    together, and the same rule over the mixed pairs picks MixUp's. The first P pairs hold
-    floor(P f) mixed ones: every batch has its exact share, spread evenly over the devices.
+    Pair i is mixed if floor((i + 1) f) > floor(i f), where f is the sum of both fractions;
+    the same rule among the mixed pairs selects those for MixUp. Of the first P pairs,
+    floor(P f) are mixed: each batch has its exact share, evenly spread over the devices.
 
     Args:
       pair_index: int32 [...], positions of the pairs in the global batch.
-      mixup_fraction: in [0, 1], used to three decimals or as a simple ratio.
+      mixup_fraction: in [0, 1], taken as the nearest fraction with a denominator of at
+        most 1000.
       cutmix_fraction: likewise; with `mixup_fraction` at most 1.
 
     Returns:
@@ -107,9 +111,7 @@ def pair_kinds(
     return mixed & chosen, mixed & ~chosen
 
 
-def _spread(
-    index: jax.Array, share: fractions.Fraction
-) -> tuple[jax.Array, jax.Array]:
+def _spread(index: jax.Array, share: fractions.Fraction) -> tuple[jax.Array, jax.Array]:
     """Returns whether floor((i + 1) share) > floor(i share), and floor(i share)."""
     share = share.limit_denominator(_MAX_DENOMINATOR)
     whole, rest = index // share.denominator, index % share.denominator
@@ -136,14 +138,14 @@ def _weighted_sum(
 
     def part(labels: jax.Array, weight: jax.Array) -> jax.Array:
         share = weight.astype(jnp.float32) / unit.astype(jnp.float32)
-        # Labels are not negative, so this changes none. It keeps compilers from fusing the
-        # product with the sum below, in some programs and not in others.
+        # Labels are not negative, so the maximum changes none of them. It keeps compilers
+        # from fusing the product with the sum below, which some programs would do.
         return jnp.maximum(share[:, None] * labels, 0)
 
     return part(a, a_weight) + part(b, b_weight)
 
 
-def _neighbours(batch: jax.Array) -> jax.Array:
+def _neighbors(batch: jax.Array) -> jax.Array:
     """Swaps rows 2i and 2i + 1 of [N, ...]."""
     pairs = batch.reshape(batch.shape[0] // 2, 2, *batch.shape[1:])
     return pairs[:, ::-1].reshape(batch.shape)

@@ -1,21 +1,21 @@
-"""The sixteen operations of AutoAugment and RandAugment, as tables for the kernels.
+"""The sixteen operations of AutoAugment and RandAugment as tables for the kernels.
 
-An operation is one of five kinds: a 256-entry table per channel, a nearest-pixel affine
-gather, a blend with the image's own grey, a blend with its 3x3 blur, a grey box. A
-`Bank` holds, for each of a list of steps (operation, magnitude), the argument of every
-kind, which leaves the image unchanged for all kinds but the step's own. So a batch whose
-images drew different steps takes one pass of each kind (`kernels.apply_steps`).
+There are five kinds of operations: a 256-entry table per channel, a nearest-pixel affine
+gather, a blend with the gray image, a blend with a 3x3 blur, a gray box. A `Bank` holds
+the arguments of every kind for each of a list of steps (operation, magnitude); those of all
+kinds but the step's own leave the image unchanged. A batch of images with different steps
+thus takes one pass of each kind (`kernels.apply_steps`).
 
-Everything here is numpy on the host, at trace time. The results are those of the published
-TensorFlow implementation, its slips included, because published results rest on them:
+This module runs numpy on the host, at trace time. It reproduces the published TensorFlow
+implementation, on which the published results rest, with its peculiarities:
 
-  * Contrast blends with the grey level H W / 256 (at most 255), not with the mean grey.
-  * Solarize's threshold wraps at 256, so that magnitude 10 inverts everything.
+  * Contrast blends with the gray level H W / 256 (at most 255), not with the mean.
+  * Solarize's threshold wraps at 256, so that magnitude 10 inverts all pixels.
   * Posterize keeps at least one bit.
 
-Two operations are not the same on every pixel, because the published float32 arithmetic
-ends just below some whole numbers and rounds them down, where integers are exact:
-AutoContrast differs by 1 level on 2% of pixels, Sharpness by up to 2 on 3% at magnitude 15.
+Two operations differ on some pixels, where the published float32 arithmetic ends just below
+an integer and is rounded down: AutoContrast by 1 level on 2% of the pixels, Sharpness by up
+to 2 levels on 3% at magnitude 15.
 
 Sources: "AutoAugment" (Cubuk et al. 2019), table 6; "RandAugment" (Cubuk et al. 2020).
 
@@ -24,11 +24,13 @@ Axis letters: S steps, H height, W width.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-# RandAugment draws from these, uniformly.
+from nfnets.errors import UserError
+
+# RandAugment draws uniformly from these.
 OPERATIONS = (
     "AutoContrast",
     "Equalize",
@@ -58,7 +60,7 @@ TABLE_OPERATIONS = (
     "Contrast",
     "Brightness",
 )
-GREY = 128  # fills what a geometric operation uncovers, and boxes
+GRAY = 128  # of boxes and of pixels from outside of the image
 
 # Translation at magnitude 10, pixels.
 RANDAUGMENT_TRANSLATE = 100
@@ -67,7 +69,7 @@ AUTOAUGMENT_TRANSLATE = 250
 # Blending factors are multiples of 1 / FACTOR_UNIT: 1.8 M / 10 + 0.1 = (9 M + 5) / 50.
 FACTOR_UNIT = 50
 
-# Values of `Bank.stretch`: the table depends on the image.
+# Values of `Bank.stretch`.
 NO_STRETCH, AUTO_CONTRAST, EQUALIZE = range(3)
 
 _STRETCH = {"AutoContrast": AUTO_CONTRAST, "Equalize": EQUALIZE}
@@ -75,7 +77,7 @@ _CUTOUT_PAD = 40  # half the side of Cutout's box at magnitude 10, pixels
 
 
 class Step(NamedTuple):
-    """One operation at one magnitude; `IDENTITY` leaves the image unchanged."""
+    """An operation and its magnitude; `IDENTITY` leaves the image unchanged."""
 
     name: str
     magnitude: int
@@ -83,13 +85,15 @@ class Step(NamedTuple):
 
 IDENTITY = Step("Identity", 0)
 
+Magnitude = TypeVar("Magnitude", int, np.ndarray)
+
 
 class AffineTerms(NamedTuple):
     """Source coordinates (x, y) of pixel (column j, row i), summed in float32.
 
-    They are columns[..., j] + rows[..., i] + offset, in this order. Products are taken
-    here, because a device may fuse a product with a sum, and the last bit of a coordinate
-    that lies half-way between two pixels decides between them.
+    They are columns[..., j] + rows[..., i] + offset, in this order. Products are computed
+    on the host, because a device may fuse a product with a sum, and the last bit decides
+    between two pixels half-way between them.
 
     Attributes:
       columns: float32 [S, 2 (positive, negative), 2 (x, y), W].
@@ -104,17 +108,17 @@ class AffineTerms(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bank:
-    """The arguments of every kind, step by step; None: no step is of that kind.
+    """Arguments of every kind of operation for S steps; None: no step is of that kind.
 
     Attributes:
-      has_table: bool [S], whether the step is of the table kind.
-      tables: uint8 [S, 256], new grey level of each old one, the same for all channels.
-      stretch: int32 [S], `NO_STRETCH`, `AUTO_CONTRAST` or `EQUALIZE`, whose tables follow
-        from the image and replace `tables`.
-      affine: source coordinates in three terms that add up to (x, y), pixels.
-      color: int32 [S], factor of the blend with grey, in units of 1 / FACTOR_UNIT.
-      sharpness: int32 [S], factor of the blend with the blur, likewise.
-      cutout: int32 [S], side of the grey box, pixels.
+      has_table: bool [S], whether the step is a table operation.
+      tables: uint8 [S, 256], new level of each old one, the same for all channels.
+      stretch: int32 [S], `NO_STRETCH`, or `AUTO_CONTRAST` or `EQUALIZE`, whose tables
+        depend on the image and replace `tables`.
+      affine: source coordinates, pixels.
+      color: int32 [S], factor of the blend with gray, in units of 1 / FACTOR_UNIT.
+      sharpness: int32 [S], factor of the blend with the blur, in the same units.
+      cutout: int32 [S], side of the gray box, pixels.
     """
 
     has_table: np.ndarray | None
@@ -126,10 +130,8 @@ class Bank:
     cutout: np.ndarray | None
 
 
-def build_bank(
-    steps: tuple[Step, ...], height: int, width: int, translate: int
-) -> Bank:
-    """Returns the bank of `steps`.
+def build_bank(steps: tuple[Step, ...], height: int, width: int, translate: int) -> Bank:
+    """Builds the bank of a list of steps.
 
     Args:
       steps: operations with magnitudes; names from `OPERATIONS`, or `IDENTITY`.
@@ -138,12 +140,12 @@ def build_bank(
       translate: shift of TranslateX and TranslateY at magnitude 10, pixels.
 
     Raises:
-      ValueError: an unknown operation.
+      UserError: an operation is unknown.
     """
     for step in steps:
         if step.name not in OPERATIONS and step != IDENTITY:
-            raise ValueError(
-                f"unknown operation {step.name!r}; expected one of {', '.join(OPERATIONS)}"
+            raise UserError(
+                f"unknown operation {step.name!r}; choose one of {', '.join(OPERATIONS)}"
             )
     used = {step.name for step in steps}
     names = np.array([step.name for step in steps])
@@ -157,7 +159,7 @@ def build_bank(
 
     terms = _affine_terms(steps, height, width, translate)
     has_table = np.isin(names, TABLE_OPERATIONS)
-    tables = np.stack([_grey_table(step, height * width) for step in steps])
+    tables = np.stack([_gray_table(step, height * width) for step in steps])
     stretch = np.array([_STRETCH.get(step.name, NO_STRETCH) for step in steps], np.int32)
     pads = (magnitudes / 10 * _CUTOUT_PAD).astype(np.int32)
     return Bank(
@@ -171,37 +173,37 @@ def build_bank(
     )
 
 
-def blend_factor(magnitude: np.ndarray) -> np.ndarray:
-    """Returns 1.8 M / 10 + 0.1 in units of 1 / FACTOR_UNIT; above 1 it strengthens."""
+def blend_factor(magnitude: Magnitude) -> Magnitude:
+    """Returns 1.8 M / 10 + 0.1 in units of 1 / FACTOR_UNIT."""
     return 9 * magnitude + 5
 
 
-def _grey_table(step: Step, pixels: int) -> np.ndarray:
-    """Returns the step's table, uint8 [256]: the identity for steps of other kinds."""
+def _gray_table(step: Step, pixels: int) -> np.ndarray:
+    """Returns a step's table, uint8 [256]; the identity for steps of other kinds."""
     level = step.magnitude / 10
-    grey = np.arange(256)
+    gray = np.arange(256)
     match step.name:
         case "Invert":
-            table = 255 - grey
+            table = 255 - gray
         case "Posterize":
             shift = min(max(8 - int(4 * level), 0), 7)
-            table = grey >> shift << shift
+            table = gray >> shift << shift
         case "Solarize":
-            table = np.where(grey < int(256 * level) % 256, grey, 255 - grey)
+            table = np.where(gray < int(256 * level) % 256, gray, 255 - gray)
         case "SolarizeAdd":
-            table = np.where(grey < 128, np.minimum(grey + int(110 * level), 255), grey)
+            table = np.where(gray < 128, np.minimum(gray + int(110 * level), 255), gray)
         case "Brightness":
-            table = _blend(0, grey, blend_factor(step.magnitude))
+            table = _blend(0, gray, blend_factor(step.magnitude))
         case "Contrast":
-            table = _blend(min(pixels // 256, 255), grey, blend_factor(step.magnitude))
+            table = _blend(min(pixels // 256, 255), gray, blend_factor(step.magnitude))
         case _:
-            table = grey
+            table = gray
     return table.astype(np.uint8)
 
 
-def _blend(start: int, grey: np.ndarray, factor: int) -> np.ndarray:
-    """As `kernels.blend`, on the host."""
-    total = FACTOR_UNIT * start + factor * (grey - start)
+def _blend(start: int, gray: np.ndarray, factor: int) -> np.ndarray:
+    """Returns `kernels.blend` for a range of levels, on the host."""
+    total = FACTOR_UNIT * start + factor * (gray - start)
     return np.clip(total, 0, 255 * FACTOR_UNIT) // FACTOR_UNIT
 
 
@@ -222,14 +224,14 @@ def _affine_terms(
 
 
 def _matrix(step: Step, sign: int, height: int, width: int, translate: int) -> np.ndarray:
-    """Returns float32 [2, 3]: (x, y, 1) of a pixel to (x, y) of its source."""
+    """Returns float32 [2, 3], from (x, y, 1) of a pixel to (x, y) of its source."""
     matrix = np.eye(2, 3, dtype=np.float32)
     level = sign * step.magnitude / 10
     match step.name:
         case "Rotate":
             angle = math.radians(30 * level)
             cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-            # About the centre; the shears leave the first pixel in place.
+            # About the center, unlike shears, which keep the first pixel in place.
             right, bottom = np.float32(width - 1), np.float32(height - 1)
             matrix[0] = cos, -sin, (right - (cos * right - sin * bottom)) / 2
             matrix[1] = sin, cos, (bottom - (sin * right + cos * bottom)) / 2

@@ -1,34 +1,39 @@
-"""The choices that `augment` takes: one field per field of the config's `augment`."""
+"""Options of `augment`."""
 
 import dataclasses
+
+from nfnets.errors import UserError
 
 STAGES = ("mix", "distort", "cutout")
 MAX_ALPHA = 100
 MAX_MAGNITUDE = 30
 
-# 0.7 + 0.1 + 0.2 written in decimals may exceed 1 by a rounding error.
+# Sums of decimals such as 0.7 + 0.1 + 0.2 may exceed 1 by a rounding error.
 _SLACK = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
-    """What `augment` does to a batch; hashable, so that it can be a static argument.
+    """Stages and strengths of `augment`; hashable, hence valid as a static argument.
 
     Attributes:
-      order: the stages to run, first to last; each of `STAGES` at most once.
+      order: stages to run, in this order; each of `STAGES` at most once.
       mixup_alpha: both parameters of MixUp's Beta distribution, in (0, 100].
       mixup_fraction: share of the pairs (2i, 2i + 1) that MixUp blends, in [0, 1].
       cutmix_alpha: both parameters of CutMix's Beta distribution, in (0, 100].
       cutmix_fraction: share of the pairs that CutMix pastes, in [0, 1]; with
-        `mixup_fraction` at most 1, and the remaining pairs are left alone.
+        `mixup_fraction` at most 1; the remaining pairs are not mixed.
       randaugment_layers: RandAugment operations per image, 0 or more.
-      randaugment_magnitude: RandAugment's magnitude, 0 to 30; 10 is the nominal maximum.
-      autoaugment: AutoAugment's published ImageNet policy in place of RandAugment.
-      cutout_size: side of the grey square on each image, pixels; 0: none.
+      randaugment_magnitude: 0 to 30; 10 is the nominal maximum.
+      autoaugment: use AutoAugment's ImageNet policy instead of RandAugment.
+      cutout_size: side of the gray square on each image, pixels; 0: none.
+      scale_translation: scale the shifts of RandAugment and AutoAugment with the image,
+        from the published pixels at 224 px; False: the published pixels at any size, which
+        move small images out of sight.
 
     Raises:
-      ValueError: a field out of its range, an unknown or repeated stage, RandAugment and
-        AutoAugment at once. One line that names the field.
+      UserError: a field is out of range, a stage is unknown or repeated, or RandAugment
+        and AutoAugment are combined.
     """
 
     order: tuple[str, ...] = STAGES
@@ -40,9 +45,10 @@ class AugmentOptions:
     randaugment_magnitude: int = 10
     autoaugment: bool = False
     cutout_size: int = 0
+    scale_translation: bool = False
 
     def __post_init__(self) -> None:
-        # A list is not hashable, and a config holds one after a round trip through JSON.
+        # Configs read from JSON hold a list, which is not hashable.
         object.__setattr__(self, "order", tuple(self.order))
         self._check_order()
         for name in ("mixup_alpha", "cutmix_alpha"):
@@ -56,29 +62,29 @@ class AugmentOptions:
         _require(total <= 1 + _SLACK, rule, f"{total:g}")
         for name in ("randaugment_layers", "randaugment_magnitude", "cutout_size"):
             number = getattr(self, name)
-            is_whole = isinstance(number, int) and not isinstance(number, bool)
-            rule = f"{name} must be a whole number, 0 or more"
-            _require(is_whole and number >= 0, rule, number)
+            is_integer = isinstance(number, int) and not isinstance(number, bool)
+            rule = f"{name} must be an integer, 0 or more"
+            _require(is_integer and number >= 0, rule, number)
         rule = f"randaugment_magnitude must be at most {MAX_MAGNITUDE}"
         magnitude = self.randaugment_magnitude
         _require(magnitude <= MAX_MAGNITUDE, rule, magnitude)
-        rule = "randaugment_layers must be 0 where autoaugment is True"
+        rule = "randaugment_layers must be 0 if autoaugment is True"
         layers = self.randaugment_layers
         _require(not (self.autoaugment and layers), rule, layers)
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed in pairs, which needs an even batch."""
+        """Whether images are mixed in pairs, which requires an even batch size."""
         return "mix" in self.order and self.mixup_fraction + self.cutmix_fraction > 0
 
     def _check_order(self) -> None:
         for stage in self.order:
-            rule = f"order may name {', '.join(STAGES)}"
+            rule = f"order may contain {', '.join(STAGES)}"
             _require(stage in STAGES, rule, repr(stage))
-            rule = "order may name each stage once"
+            rule = "order may contain each stage once"
             _require(self.order.count(stage) == 1, rule, f"{stage!r} again")
 
 
 def _require(condition: bool, rule: str, found: object) -> None:
     if not condition:
-        raise ValueError(f"augment.{rule}; got {found}")
+        raise UserError(f"augment.{rule}; got {found}")

@@ -1,4 +1,4 @@
-"""RandAugment and AutoAugment: which operation each image gets.
+"""RandAugment, AutoAugment and Cutout: random operations for each image.
 
 Axis letters: N images, L layers, D draws, S steps, P sub-policies, H height, W width.
 """
@@ -10,10 +10,12 @@ import numpy as np
 from nfnets.augment import draws, kernels
 from nfnets.augment import operations as ops
 
+# Images for which the published translations are meant, pixels.
+_PUBLISHED_SIZE = 224
+
 # AutoAugment's ImageNet policy "v0": sub-policies of two (operation, probability,
-# magnitude). This is the policy of the published code, found with the operations above;
-# table 9 of the paper lists a different one. Checked against the implementations in
-# deepmind-research/nfnets and pytorch-image-models.
+# magnitude). This is the policy of the published code, as in deepmind-research/nfnets and
+# pytorch-image-models; table 9 of the paper lists a different one.
 AUTOAUGMENT_POLICY: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -50,11 +52,12 @@ def rand_augment(
     *,
     layers: int,
     magnitude: int,
+    scale_translation: bool = False,
 ) -> jax.Array:
-    """RandAugment: each layer applies one of the sixteen operations, drawn uniformly.
+    """Applies RandAugment: in each layer one of sixteen operations, drawn uniformly.
 
-    Source: "RandAugment" (Cubuk et al. 2020), section 3; a geometric operation is turned
-    around with probability one half.
+    "RandAugment" (Cubuk et al. 2020), section 3. The direction of a geometric operation is
+    reversed with probability one half.
 
     Args:
       key: a JAX key.
@@ -62,36 +65,49 @@ def rand_augment(
       example_index: int32 [N], positions in the global batch.
       layers: L, operations per image.
       magnitude: of all operations, 0 to 30.
+      scale_translation: see `AugmentOptions`.
 
     Returns:
       uint8 [N, 3, H, W].
     """
     _, _, height, width = images.shape
     steps = tuple(ops.Step(name, magnitude) for name in ops.OPERATIONS)
-    bank = ops.build_bank(steps, height, width, ops.RANDAUGMENT_TRANSLATE)
+    translate = _translation(ops.RANDAUGMENT_TRANSLATE, width, scale_translation)
+    bank = ops.build_bank(steps, height, width, translate)
     bits = draws.example_bits(key, example_index, 4 * layers)
-    # [N, 4 L] to four arrays [L, N].
-    choice, sign, row, column = bits.reshape(-1, layers, 4).transpose(2, 1, 0)
+    choice, sign, row, column = bits.reshape(-1, layers, 4).transpose(2, 1, 0)  # [4, L, N]
     return kernels.apply_steps(
         images,
         bank,
         step=draws.below(choice, len(steps)),
         negative=draws.below(sign, 2),
-        centre=jnp.stack([draws.below(row, height), draws.below(column, width)], axis=-1),
+        center=jnp.stack([draws.below(row, height), draws.below(column, width)], axis=-1),
     )
 
 
-def auto_augment(key: jax.Array, images: jax.Array, example_index: jax.Array) -> jax.Array:
-    """AutoAugment: each image takes one sub-policy, drawn uniformly.
+def _translation(published: int, width: int, is_scaled: bool) -> int:
+    """Returns the shift of translations at magnitude 10, pixels."""
+    return round(published * width / _PUBLISHED_SIZE) if is_scaled else published
 
-    Each of its two operations is applied with its own probability; a geometric one is
-    turned around with probability one half. Source: "AutoAugment" (Cubuk et al. 2019). On
-    images under 225 pixels TranslateY leaves nothing but grey, as published.
+
+def auto_augment(
+    key: jax.Array,
+    images: jax.Array,
+    example_index: jax.Array,
+    scale_translation: bool = False,
+) -> jax.Array:
+    """Applies AutoAugment: one sub-policy per image, drawn uniformly.
+
+    Each of its two operations is applied with its own probability; the direction of a
+    geometric one is reversed with probability one half. "AutoAugment" (Cubuk et al. 2019).
+    Images of less than 225 pixels become all gray under TranslateY, as published, unless
+    translations are scaled.
 
     Args:
       key: a JAX key.
       images: uint8 [N, 3, H, W].
       example_index: int32 [N], positions in the global batch.
+      scale_translation: see `AugmentOptions`.
 
     Returns:
       uint8 [N, 3, H, W].
@@ -99,8 +115,9 @@ def auto_augment(key: jax.Array, images: jax.Array, example_index: jax.Array) ->
     _, _, height, width = images.shape
     distinct = {ops.Step(n, m) for pair in AUTOAUGMENT_POLICY for n, _, m in pair}
     steps = (ops.IDENTITY, *sorted(distinct))
-    bank = ops.build_bank(steps, height, width, ops.AUTOAUGMENT_TRANSLATE)
-    # [P, 2]: position in the bank, and probability in tenths.
+    translate = _translation(ops.AUTOAUGMENT_TRANSLATE, width, scale_translation)
+    bank = ops.build_bank(steps, height, width, translate)
+    # Positions in the bank, and probabilities in tenths: [P, 2].
     position = np.array(
         [[steps.index(ops.Step(n, m)) for n, _, m in pair] for pair in AUTOAUGMENT_POLICY],
         np.int32,
@@ -116,5 +133,29 @@ def auto_augment(key: jax.Array, images: jax.Array, example_index: jax.Array) ->
         bank,
         step=jnp.where(applied, jnp.asarray(position)[policy].T, 0),
         negative=draws.below(bits[3:5], 2),
-        centre=jnp.zeros((*applied.shape, 2), jnp.int32),  # the policy has no Cutout
+        center=jnp.zeros((*applied.shape, 2), jnp.int32),  # the policy has no Cutout
     )
+
+
+def random_cutout(
+    key: jax.Array, images: jax.Array, example_index: jax.Array, size: int
+) -> jax.Array:
+    """Applies Cutout: a gray square around a uniform center on every image.
+
+    "Improved Regularization of Convolutional Neural Networks with Cutout" (DeVries and
+    Taylor 2017).
+
+    Args:
+      key: a JAX key.
+      images: uint8 [N, 3, H, W].
+      example_index: int32 [N], positions in the global batch.
+      size: side of the square, pixels; the part outside of the image is cut off.
+
+    Returns:
+      uint8 [N, 3, H, W].
+    """
+    _, _, height, width = images.shape
+    bits = draws.example_bits(key, example_index, 2)
+    row, column = draws.below(bits[:, 0], height), draws.below(bits[:, 1], width)
+    center = jnp.stack([row, column], axis=-1)
+    return kernels.cut_out(images, center, jnp.int32(size))

@@ -1,11 +1,12 @@
-"""Datasets, and batches of decoded and cropped images made from them."""
+"""Datasets and batches of decoded, cropped images."""
 
 from nfnets.data.batches import EvalBatch, TrainBatch, eval_batches, train_batches
 from nfnets.data.images import CropOptions, decode, preprocess_eval
-from nfnets.data.pipeline import BatchIterator, HostShard
-from nfnets.data.records import Dataset, Record, RecordSource, UnreadableRecordError
-from nfnets.data.retries import Retries
-from nfnets.data.sources import open_dataset
+from nfnets.data.layout import HostShard
+from nfnets.data.pipeline import BatchIterator
+from nfnets.data.sources.base import Dataset, Record, RecordSource, UnreadableRecordError
+from nfnets.data.sources.registry import open_dataset
+from nfnets.data.sources.retries import Retries
 
 __all__ = [
     "BatchIterator",

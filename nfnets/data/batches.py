@@ -1,9 +1,9 @@
-"""Batches to train on and to evaluate on, the same for any number of hosts or threads.
+"""Training and evaluation batches that do not depend on the number of hosts or threads.
 
-Letters of shapes: D local devices, B images per device, S side of the images, pixels.
+Axes: D local devices, B images per device, S height and width of the images in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -12,15 +12,16 @@ from absl import logging
 import numpy as np
 
 from nfnets.data import images
+from nfnets.data.layout import Chunk, HostShard, Layout, Parallelism
 from nfnets.data.order import StreamOrder
-from nfnets.data.pipeline import BatchIterator, Chunk, HostShard, Layout, Parallelism
-from nfnets.data.records import RecordSource, UnreadableRecordError
-from nfnets.data.retries import DEFAULT_RETRIES, Retries, read_record
+from nfnets.data.pipeline import BatchIterator
+from nfnets.data.sources.base import RecordSource, UnreadableRecordError
+from nfnets.data.sources.retries import DEFAULT_RETRIES, Retries, RetryingSource
 from nfnets.errors import UserError
 
-# Batches in the "endless" training stream: more than any run takes.
-_ENDLESS = 2**40
-# So many unreadable records next to each other mean that the dataset is unreadable.
+# Length of the endless training stream, more than any run needs.
+_MAX_BATCHES = 2**40
+# This many unreadable records in a row mean that the whole dataset is unreadable.
 _MAX_REPLACEMENTS = 100
 
 
@@ -28,11 +29,11 @@ class TrainBatch(NamedTuple):
     """One host's part of a training batch.
 
     Attributes:
-        images: uint8 [D, B, S, S, 3], RGB.
-        labels: int32 [D, B].
-        example_index: int32 [D, B], positions in the global batch, from 0.
-        bad_records: names of unreadable records that this iterator met for the first time
-            in this batch; other records took their places.
+      images: uint8 [D, B, S, S, 3], RGB.
+      labels: int32 [D, B].
+      example_index: int32 [D, B], positions in the global batch, from 0.
+      bad_records: names of unreadable records that this batch was the first to meet. Other
+        records replace them.
     """
 
     images: np.ndarray
@@ -45,9 +46,9 @@ class EvalBatch(NamedTuple):
     """One host's part of an evaluation batch.
 
     Attributes:
-        images: uint8 [D, B, S, S, 3], RGB; zeros where padded.
-        labels: int32 [D, B]; zeros where padded.
-        mask: float32 [D, B], 1 for examples and 0 for padding.
+      images: uint8 [D, B, S, S, 3], RGB; zeros in padding.
+      labels: int32 [D, B]; zeros in padding.
+      mask: float32 [D, B], 1 for examples and 0 for padding.
     """
 
     images: np.ndarray
@@ -72,28 +73,28 @@ def train_batches(
 ) -> BatchIterator[TrainBatch]:
     """Returns the endless training batches from `start_step` on.
 
-    Batch s is a pure function of (source, seed, batch_size, crop, s): neither the hosts,
-    threads and workers nor the step one starts from change it. Every record comes exactly
-    once per epoch; batches run across the border of two epochs.
+    Batch s is a pure function of (source, seed, batch_size, crop, s); it does not depend on
+    the hosts, threads and workers or on `start_step`. Every epoch contains each record
+    once; a batch may contain the end of one epoch and the start of the next.
 
     Args:
-        source: the records.
-        seed: decides order and crops.
-        batch_size: examples per batch over all hosts, a multiple of all devices.
-        crop: size and limits of the crops.
-        start_step: number of the first batch, >= 0.
-        shard: which part of each batch to make; None: all of it, for one device.
-        threads: see `pipeline.Parallelism`.
-        workers: likewise.
-        prefetch: likewise.
-        max_bad_records: more distinct unreadable records than this are an error.
-        bad_records_so_far: how many of them the run met before `start_step`.
-        retries: how long to go on with a record while its source fails.
+      source: the records.
+      seed: determines the order and the crops.
+      batch_size: examples per batch over all hosts, a multiple of the number of devices.
+      crop: size and limits of the crops.
+      start_step: number of the first batch, >= 0.
+      shard: this host's part of each batch; None: the whole batch, for one device.
+      threads: see `Parallelism`.
+      workers: see `Parallelism`.
+      prefetch: see `Parallelism`.
+      max_bad_records: maximum number of distinct unreadable records.
+      bad_records_so_far: number of those that the run met before `start_step`.
+      retries: how long to retry a read that fails.
 
     Raises:
-        UserError: no records, or a batch size that the devices cannot share. While
-            iterating: too many unreadable records, a source that fails for too long, or a
-            worker process that died.
+      UserError: the source is empty, or the batch size is invalid. While iterating: too
+        many unreadable records, a source that fails for too long, or a worker process that
+        died.
     """
     shard = shard or HostShard()
     if not len(source):
@@ -103,24 +104,24 @@ def train_batches(
             f"data.batch_size={batch_size} is not a multiple of the {shard.num_devices} "
             "devices; change it"
         )
-    read = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
-    layout = Layout.choose(batch_size, shard, read)
+    parallelism = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
+    layout = Layout.choose(batch_size, shard, parallelism)
+    records = RetryingSource(source, retries)
     load = _LoadTrainChunk(
-        source=source,
+        records=records,
         order=StreamOrder(seed=seed, num_records=len(source)),
         layout=layout,
         crop=crop,
-        retries=retries,
     )
     first = start_step * layout.chunks_per_batch
-    numbers = range(first, first + _ENDLESS * layout.chunks_per_batch)
+    numbers = range(first, first + _MAX_BATCHES * layout.chunks_per_batch)
     bad_records = _BadRecords(limit=max_bad_records, earlier=bad_records_so_far)
 
     def finish(batch: Chunk) -> TrainBatch:
-        names = bad_records.admit(batch.bad)
-        return TrainBatch(batch.images, batch.labels, batch.index, names)
+        names = bad_records.add(batch.bad)
+        return TrainBatch(batch.images, batch.labels, batch.positions, names)
 
-    return BatchIterator(numbers, load, layout, read, finish)
+    return BatchIterator(numbers, load, layout, parallelism, finish, records.cancel)
 
 
 def eval_batches(
@@ -135,26 +136,26 @@ def eval_batches(
     prefetch: int = 2,
     retries: Retries = DEFAULT_RETRIES,
 ) -> BatchIterator[EvalBatch]:
-    """Returns batches that hold every example exactly once, in order, padded at the end.
+    """Returns batches that contain every example once, in order, with padding at the end.
 
     All hosts get the same number of batches.
 
     Args:
-        source: the records.
-        batch_size: examples per batch over all hosts; rounded up to a multiple of all
-            devices.
-        image_size: side of the images, pixels.
-        preprocessing: see `images.preprocess_eval`.
-        shard: as in `train_batches`.
-        threads: see `pipeline.Parallelism`.
-        workers: likewise.
-        prefetch: likewise.
-        retries: as in `train_batches`.
+      source: the records.
+      batch_size: examples per batch over all hosts; rounded up to a multiple of the number
+        of devices.
+      image_size: height and width of the images, pixels.
+      preprocessing: see `images.preprocess_eval`.
+      shard: as in `train_batches`.
+      threads: see `Parallelism`.
+      workers: see `Parallelism`.
+      prefetch: see `Parallelism`.
+      retries: how long to retry a read that fails.
 
     Raises:
-        UserError: no records, a size below one, or an unknown preprocessing. While
-            iterating: an unreadable record, a source that fails for too long, or a worker
-            process that died.
+      UserError: the source is empty, a size is below one, or the preprocessing is unknown.
+        While iterating: an unreadable record, a source that fails for too long, or a worker
+        process that died.
     """
     shard = shard or HostShard()
     if not len(source):
@@ -168,97 +169,84 @@ def eval_batches(
             f"unknown eval.preprocessing={preprocessing!r}; "
             f"choose one of {', '.join(images.EVAL_METHODS)}"
         )
-    read = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
-    rounded = math.ceil(batch_size / shard.num_devices) * shard.num_devices
-    layout = Layout.choose(rounded, shard, read)
+    parallelism = Parallelism(threads=threads, workers=workers, prefetch=prefetch)
+    batch_size = math.ceil(batch_size / shard.num_devices) * shard.num_devices
+    layout = Layout.choose(batch_size, shard, parallelism)
+    records = RetryingSource(source, retries)
     load = _LoadEvalChunk(
-        source=source,
-        layout=layout,
-        image_size=image_size,
-        preprocessing=preprocessing,
-        retries=retries,
+        records=records, layout=layout, image_size=image_size, preprocessing=preprocessing
     )
-    numbers = range(math.ceil(len(source) / rounded) * layout.chunks_per_batch)
+    numbers = range(math.ceil(len(source) / batch_size) * layout.chunks_per_batch)
 
     def finish(batch: Chunk) -> EvalBatch:
         return EvalBatch(batch.images, batch.labels, batch.real.astype(np.float32))
 
-    return BatchIterator(numbers, load, layout, read, finish)
+    return BatchIterator(numbers, load, layout, parallelism, finish, records.cancel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _LoadTrainChunk:
-    """Makes a training chunk from its number."""
+    """Loads a training chunk given its number."""
 
-    source: RecordSource
+    records: RetryingSource
     order: StreamOrder
     layout: Layout
     crop: images.CropOptions
-    retries: Retries
 
-    def __call__(self, chunk_number: int, sleep: Callable[[float], None]) -> Chunk:
+    def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
         chunk = _empty_chunk(places, self.crop.image_size)
         bad: list[tuple[str, str]] = []
         for row, place in enumerate(places):
             position = step * self.layout.batch_size + place
-            chunk.labels[row] = self._load(position, chunk.images[row], bad, sleep)
+            chunk.labels[row] = self._load(position, chunk.images[row], bad)
         return chunk._replace(bad=tuple(bad))
 
-    def _load(
-        self,
-        position: int,
-        out: np.ndarray,
-        bad: list[tuple[str, str]],
-        sleep: Callable[[float], None],
-    ) -> int:
+    def _load(self, position: int, out: np.ndarray, bad: list[tuple[str, str]]) -> int:
         """Loads the record at `position` of the stream, or the next readable one.
 
         Args:
-            position: in the endless stream of examples.
-            out: where to write the crop, uint8 [S, S, 3].
-            bad: where to append the (name, reason) of each unreadable record.
-            sleep: see `read_record`.
+          position: in the endless stream of examples.
+          out: the crop is written here, uint8 [S, S, 3].
+          bad: the (name, reason) of each unreadable record is appended.
 
         Returns:
-            The label.
+          The label.
         """
         index = self.order.record_index(position)
-        tries = min(len(self.source), _MAX_REPLACEMENTS)
-        for offset in range(tries):
+        attempts = min(len(self.records), _MAX_REPLACEMENTS)
+        for offset in range(attempts):
             try:
-                number = (index + offset) % len(self.source)
-                record = read_record(self.source, number, self.retries, sleep)
+                record = self.records[(index + offset) % len(self.records)]
                 image = images.decode_record(record)
                 images.random_crop(image, self.crop, self.order.rng(position), out=out)
                 return record.label
             except UnreadableRecordError as error:
                 bad.append((error.name, error.reason))
         raise UserError(
-            f"{tries} training records in a row are unreadable, the last is {bad[-1][0]}: "
-            f"{bad[-1][1]}; check the dataset"
+            f"{attempts} training records in a row are unreadable; check the dataset; the "
+            f"last is {bad[-1][0]}: {bad[-1][1]}"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _LoadEvalChunk:
-    """Makes an evaluation chunk from its number; pads after the last example."""
+    """Loads an evaluation chunk given its number; pads after the last example."""
 
-    source: RecordSource
+    records: RetryingSource
     layout: Layout
     image_size: int
     preprocessing: str
-    retries: Retries
 
-    def __call__(self, chunk_number: int, sleep: Callable[[float], None]) -> Chunk:
+    def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
         chunk = _empty_chunk(places, self.image_size)
         for row, place in enumerate(places):
             index = step * self.layout.batch_size + place
-            if index >= len(self.source):
+            if index >= len(self.records):
                 chunk.images[row:], chunk.labels[row:], chunk.real[row:] = 0, 0, False
                 break
-            record = read_record(self.source, index, self.retries, sleep)
+            record = self.records[index]
             chunk.labels[row] = record.label
             image = images.decode_record(record)
             images.preprocess_eval(
@@ -268,11 +256,11 @@ class _LoadEvalChunk:
 
 
 def _empty_chunk(places: range, size: int) -> Chunk:
-    """A chunk at the given positions, its pixels and labels still to be filled in."""
+    """Returns a chunk at the given positions with uninitialized pixels and labels."""
     return Chunk(
         images=np.empty((len(places), size, size, 3), np.uint8),
         labels=np.empty(len(places), np.int32),
-        index=np.asarray(places, np.int32),
+        positions=np.asarray(places, np.int32),
         real=np.ones(len(places), bool),
         bad=(),
     )
@@ -280,27 +268,31 @@ def _empty_chunk(places: range, size: int) -> Chunk:
 
 @dataclasses.dataclass
 class _BadRecords:
-    """Counts distinct unreadable records, and ends the run when there are too many.
+    """Counts distinct unreadable records.
 
     Attributes:
-        limit: so many are allowed.
-        earlier: so many were met before.
-        names: those met since.
+      limit: maximum number.
+      earlier: number of those that the run met before.
+      names: of those met since.
     """
 
     limit: int
     earlier: int
     names: set[str] = dataclasses.field(default_factory=set)
 
-    def admit(self, bad: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-        """Logs and counts the records not met before; returns their names."""
+    def add(self, bad: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        """Logs and counts new records, given as (name, reason); returns their names.
+
+        Raises:
+          UserError: there are too many.
+        """
         new = []
         for name, reason in bad:
             if name in self.names:
                 continue
             self.names.add(name)
             new.append(name)
-            logging.warning("Unreadable training record replaced: %s: %s", name, reason)
+            logging.warning("Replaced an unreadable training record: %s: %s", name, reason)
             count = self.earlier + len(self.names)
             if count > self.limit:
                 raise UserError(

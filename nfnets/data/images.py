@@ -1,7 +1,7 @@
-"""Decoding, cropping and resizing: from the bytes of a file to uint8 pixels.
+"""Decoding, cropping and resizing of images.
 
-Shapes are in letters: H, W of the image as stored, S the side of the result. Pixels are
-RGB, uint8, in [0, 255].
+Axes: H, W height and width of a stored image, S height and width of a result. All pixels
+are uint8, RGB, in [0, 255].
 """
 
 import dataclasses
@@ -10,10 +10,11 @@ import math
 import cv2
 import numpy as np
 
-from nfnets.data.records import Record, UnreadableRecordError
+from nfnets.data.sources.base import Record, UnreadableRecordError
 from nfnets.errors import UserError
 
-# Both sides grow by this before the center crop at evaluation (NFNet paper's pipeline).
+# Margin of the center crop, in pixels, and attempts per random crop: as in the published
+# NFNet code.
 EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
 EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
@@ -23,18 +24,18 @@ _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropOptions:
-    """How a training image is cropped.
+    """Random crops of training images.
 
     Attributes:
-        image_size: side of the result, pixels.
-        min_area: the crop covers at least this share of the image, in (0, 1].
-        max_area: and at most this, in [min_area, 1].
-        min_aspect: width / height of the crop, at least; > 0.
-        max_aspect: and at most this, >= min_aspect.
-        flip: mirror half of the images.
+      image_size: height and width of the result, pixels.
+      min_area: minimum area of the crop as a fraction of the image, in (0, 1].
+      max_area: maximum area, in [min_area, 1].
+      min_aspect: minimum aspect ratio (width / height) of the crop, > 0.
+      max_aspect: maximum aspect ratio, >= min_aspect.
+      flip: whether to mirror half of the images.
 
     Raises:
-        UserError: values out of their ranges.
+      UserError: a value is out of its range.
     """
 
     image_size: int
@@ -62,27 +63,28 @@ class CropOptions:
 def decode(data: bytes) -> np.ndarray:
     """Decodes an image file to RGB.
 
-    Gray images get three equal channels, 16 bits become 8, transparency is dropped, and
-    the camera's orientation tag is ignored. A file that is cut short is an error; damage in
-    the middle of a JPEG is not noticed, as with every JPEG decoder.
+    Gray images get three equal channels, 16-bit images become 8-bit, transparency is
+    dropped and the EXIF orientation is ignored. A truncated file is an error; damage in the
+    middle of a JPEG is not detected.
 
     Args:
-        data: a JPEG, PNG, WebP or BMP file.
+      data: a JPEG, PNG, WebP or BMP file.
 
     Returns:
-        uint8 [H, W, 3].
+      uint8 [H, W, 3].
 
     Raises:
-        ValueError: if the bytes are not a whole image that OpenCV can read.
+      UserError: OpenCV cannot decode the file, or it is truncated. The message does not
+        name the file.
     """
     if not data:
-        raise ValueError("the file is empty")
+        raise UserError("the file is empty")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
     except cv2.error as error:
-        raise ValueError(f"OpenCV cannot decode it: {error.err}") from error
+        raise UserError(f"OpenCV cannot decode the image: {error.err}") from error
     if image is None:
-        raise ValueError("not an image that OpenCV can decode, or cut short")
+        raise UserError("not an image that OpenCV can decode, or truncated")
     return image
 
 
@@ -90,45 +92,45 @@ def decode_record(record: Record) -> np.ndarray:
     """Returns a record's pixels, uint8 [H, W, 3].
 
     Raises:
-        UnreadableRecordError: if they cannot be decoded.
+      UnreadableRecordError: the image cannot be decoded.
     """
     if isinstance(record.image, np.ndarray):
         return record.image
     try:
         return decode(record.image)
-    except ValueError as error:
+    except UserError as error:
         raise UnreadableRecordError(record.name, str(error)) from error
 
 
 def sample_crop(
     height: int, width: int, options: CropOptions, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draws a crop: uniform in area, log-uniform in aspect ratio, uniform in place.
+    """Draws a crop uniform in area, log-uniform in aspect ratio and uniform in position.
 
-    When ten draws in a row do not fit into the image, the result is the largest centered
-    crop whose aspect ratio is within the limits.
+    If none of ten draws fits into the image, the result is the largest centered crop whose
+    aspect ratio is within the limits.
 
     Args:
-        height: of the image, pixels, >= 1.
-        width: of the image, pixels, >= 1.
-        options: limits of area and aspect ratio.
-        rng: where randomness comes from.
+      height: height of the image, pixels, >= 1.
+      width: width of the image, pixels, >= 1.
+      options: limits of area and aspect ratio.
+      rng: source of randomness.
 
     Returns:
-        (top, left, crop height, crop width), all in pixels and inside the image.
+      (top, left, crop height, crop width), in pixels, inside the image.
     """
     areas = rng.uniform(options.min_area, options.max_area, CROP_ATTEMPTS)
     log_aspects = rng.uniform(
         math.log(options.min_aspect), math.log(options.max_aspect), CROP_ATTEMPTS
     )
-    place_y, place_x = rng.random(2)
+    offset_y, offset_x = rng.random(2)
     for area, log_aspect in zip(areas.tolist(), log_aspects.tolist(), strict=True):
         pixels, aspect = area * height * width, math.exp(log_aspect)
         crop_height = max(1, round(math.sqrt(pixels / aspect)))
         crop_width = max(1, round(math.sqrt(pixels * aspect)))
         if crop_height <= height and crop_width <= width:
-            top = int(place_y * (height - crop_height + 1))
-            left = int(place_x * (width - crop_width + 1))
+            top = int(offset_y * (height - crop_height + 1))
+            left = int(offset_x * (width - crop_width + 1))
             return top, left, crop_height, crop_width
     aspect = min(max(width / height, options.min_aspect), options.max_aspect)
     crop_height = max(1, min(height, round(width / aspect)))
@@ -142,16 +144,16 @@ def random_crop(
     rng: np.random.Generator,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns a random crop of a training image, resized and perhaps mirrored.
+    """Returns a random crop of a training image, resized and randomly mirrored.
 
     Args:
-        image: uint8 [H, W, 3].
-        options: the crop's limits and the side of the result.
-        rng: where randomness comes from; always draws the same number of values.
-        out: where to write the result, contiguous uint8 [S, S, 3]; None: a new array.
+      image: uint8 [H, W, 3].
+      options: limits of the crop and size of the result.
+      rng: source of randomness; the number of values drawn does not depend on the image.
+      out: contiguous uint8 [S, S, 3] that receives the result; None: a new array.
 
     Returns:
-        uint8 [S, S, 3]; `out` where it is given.
+      uint8 [S, S, 3]; `out` if given.
     """
     top, left, height, width = sample_crop(image.shape[0], image.shape[1], options, rng)
     mirrored = options.flip and rng.random() < 0.5
@@ -164,22 +166,22 @@ def random_crop(
 def preprocess_eval(
     image: np.ndarray, size: int, method: str, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Prepares an image for evaluation.
+    """Resizes and crops an image for evaluation.
 
     Args:
-        image: uint8 [H, W, 3].
-        size: side of the result, pixels.
-        method: `resize_crop_32` resizes both sides to `size + 32`, which does not keep the
-            aspect ratio, and crops the center (NFNets); `crop_resize` crops the central
-            square with `size / (size + 32)` of the shorter side and resizes it (ResNets);
-            `resize` resizes the whole image (for images that fill their frame).
-        out: where to write the result, uint8 [S, S, 3]; None: a new array.
+      image: uint8 [H, W, 3].
+      size: height and width S of the result, pixels.
+      method: `resize_crop_32` resizes to `size + 32` in height and width, ignoring the
+        aspect ratio, and crops the center (NFNets). `crop_resize` crops a central square
+        with `size / (size + 32)` of the shorter side and resizes it (ResNets). `resize`
+        resizes the whole image (for images that fill their frame).
+      out: uint8 [S, S, 3] that receives the result; None: a new array.
 
     Returns:
-        uint8 [S, S, 3]; `out` where it is given.
+      uint8 [S, S, 3]; `out` if given.
 
     Raises:
-        ValueError: if there is no such method.
+      UserError: the method is unknown.
     """
     if method == "resize_crop_32":
         margin = EVAL_PADDING // 2
@@ -196,11 +198,13 @@ def preprocess_eval(
         return _resize(image[top : top + side, left : left + side], size, size, out)
     if method == "resize":
         return _resize(image, size, size, out)
-    raise ValueError(f"unknown preprocessing {method!r}; known: {', '.join(EVAL_METHODS)}")
+    raise UserError(
+        f"unknown preprocessing {method!r}; choose one of {', '.join(EVAL_METHODS)}"
+    )
 
 
 def _resize(
     image: np.ndarray, height: int, width: int, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Bicubic, without antialiasing, as in the published pipeline."""
+    """Resizes with bicubic interpolation, no antialiasing, as in the published code."""
     return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)

@@ -1,21 +1,18 @@
-"""The Grain pipeline: chunk numbers in, batches out, threads and processes between.
+"""Grain pipeline from chunk numbers to batches, in threads and worker processes.
 
-A chunk is a few consecutive examples of this host's part of a batch: what one thread makes
-at a go. Which examples they are follows from the chunk's number alone (`Layout`).
-
-Letters of shapes: D local devices, B images per device, S side of the images, pixels.
+Axes: D local devices, B images per device, S height and width of the images in pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import functools
-from multiprocessing import connection, parent_process
-import os
+import multiprocessing
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 import re
 import signal
 import threading
 from types import TracebackType
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Generic, Self, TypeVar
 import weakref
 
 from absl import flags
@@ -23,188 +20,58 @@ import cv2
 import grain
 import numpy as np
 
-from nfnets.data.closing import BatchesClosedError, Closing
-from nfnets.data.records import UnreadableRecordError
+from nfnets.data.layout import Chunk, Layout, Parallelism
+from nfnets.data.sources.base import UnreadableRecordError
+from nfnets.data.sources.retries import CancelledError
 from nfnets.errors import UserError
 
-# Images in a chunk, at most: few enough to spread a batch over the threads, many enough
-# that handing work to a thread costs nothing beside the decoding.
-_MAX_CHUNK = 8
-# Chunks made ahead, per thread: the threads go on while a batch is being put together.
+# Chunks prefetched per thread, to keep the threads busy while a batch is assembled.
 _CHUNKS_AHEAD = 4
-# Finished chunks that each worker process holds ready, and its reader in this process.
+# Finished chunks that each worker process may hold.
 _WORKER_CHUNKS = 4
-# Smaller arrays travel between processes by pickle, not in shared memory of their own.
+# Arrays below this size are pickled rather than copied to shared memory.
 _MIN_SHARED_BYTES = 2**14
-
-# Where the user does not say how many threads.
-_THREADS_PER_CORE = 2
-_MAX_THREADS = 16  # Python's lock keeps more from being of use.
+# Workers are killed after this time: Grain waits until they finish their current chunk,
+# including all retries.
+_EXIT_SECONDS = 5.0
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostShard:
-    """Which part of every global batch this host makes.
-
-    The global batch is laid out over all devices in order: device d of host h holds a
-    contiguous range of it.
-
-    Attributes:
-        process_index: this host, in [0, process_count).
-        process_count: hosts.
-        local_devices: devices per host.
-    """
-
-    process_index: int = 0
-    process_count: int = 1
-    local_devices: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.process_index < self.process_count or self.local_devices < 1:
-            raise ValueError(f"impossible shard {self}")
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of all hosts."""
-        return self.process_count * self.local_devices
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parallelism:
-    """How many hands make the batches; changes speed and memory, never a batch.
-
-    Attributes:
-        threads: that read and decode, per worker process (or in this process); None: two
-            per core and at most 16 of them; 0: the caller's thread does it. More than
-            that helps only where reading a record takes long.
-        workers: processes that read and decode; 0: this process does.
-        prefetch: finished batches to hold ready.
-    """
-
-    threads: int | None = None
-    workers: int = 0
-    prefetch: int = 2
-
-    def __post_init__(self) -> None:
-        for field in ("threads", "workers", "prefetch"):
-            if (getattr(self, field) or 0) < 0:
-                raise UserError(f"data.{field}={getattr(self, field)} must not be negative")
-
-    @property
-    def num_threads(self) -> int:
-        """Threads per process."""
-        if self.threads is not None:
-            return self.threads
-        # With 16 threads on two cores, decoded images push each other out of the cache:
-        # 1,760 images/s in place of 2,070 with four.
-        per_process = _THREADS_PER_CORE * _available_cores() // max(1, self.workers)
-        return max(1, min(_MAX_THREADS, per_process))
-
-
-def _available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class Chunk(NamedTuple):
-    """Consecutive examples of one host; a pytree, so that Grain can ship it.
-
-    A whole batch of one host has the same form, with n = D * B or [D, B] in place of [n].
-
-    Attributes:
-        images: uint8 [n, S, S, 3], RGB.
-        labels: int32 [n].
-        index: int32 [n], positions in the global batch.
-        real: bool [n], False for padding.
-        bad: unreadable records met on the way, as (name, reason).
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-    real: np.ndarray
-    bad: tuple[tuple[str, str], ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the examples of a host's chunks lie in the stream of all examples.
-
-    Attributes:
-        batch_size: examples per global batch, a multiple of all devices.
-        chunk: examples per chunk, a divisor of the host's part of a batch.
-        shard: which host this is.
-    """
-
-    batch_size: int
-    chunk: int
-    shard: HostShard
-
-    @classmethod
-    def choose(cls, batch_size: int, shard: HostShard, read: Parallelism) -> Self:
-        """Chooses equal chunks, one at least for every thread if the batch allows."""
-        host_batch = batch_size // shard.process_count
-        hands = max(1, read.num_threads) * max(1, read.workers)
-        limit = max(1, min(_MAX_CHUNK, host_batch // hands))
-        chunk = max(size for size in range(1, limit + 1) if host_batch % size == 0)
-        return cls(batch_size=batch_size, chunk=chunk, shard=shard)
-
-    @property
-    def host_batch(self) -> int:
-        """Examples per batch on this host."""
-        return self.batch_size // self.shard.process_count
-
-    @property
-    def chunks_per_batch(self) -> int:
-        """Chunks per batch on this host."""
-        return self.host_batch // self.chunk
-
-    def locate(self, chunk_number: int) -> tuple[int, range]:
-        """Returns the step that a chunk belongs to, and its positions in that batch.
-
-        Args:
-            chunk_number: of this host, counted from the start of the stream.
-        """
-        step, chunk = divmod(chunk_number, self.chunks_per_batch)
-        start = self.shard.process_index * self.host_batch + chunk * self.chunk
-        return step, range(start, start + self.chunk)
-
-
 class BatchIterator(Generic[T], Iterator[T]):
-    """Batches, and the threads and processes behind them; to be closed after use.
+    """Iterator over batches that owns threads and processes; close it after use.
 
-    A context manager: leaving it closes it. Any exception, the end of the batches
-    included, closes it too, and closing twice is harmless.
+    As a context manager it closes itself on exit. Any exception, including StopIteration,
+    also closes it. Closing twice is allowed. While reads fail or hang in worker processes,
+    closing takes 5 s and another 0.5 s per worker.
     """
 
     def __init__(
         self,
-        numbers: range,
-        load: Callable[[int, Callable[[float], None]], Chunk],
+        chunk_numbers: range,
+        load: Callable[[int], Chunk],
         layout: Layout,
-        read: Parallelism,
+        parallelism: Parallelism,
         finish: Callable[[Chunk], T],
+        cancel: threading.Event,
     ) -> None:
-        """Builds the pipeline and starts to read.
+        """Builds the pipeline and starts reading.
 
         Args:
-            numbers: chunks to make, whole batches of them.
-            load: makes a chunk from its number, and waits with the function that it gets,
-                which raises an error when the batches are closed; picklable.
-            layout: of the chunks in the batches.
-            read: threads, processes and buffers.
-            finish: turns a batch, arrays of [D, B, ...], into what the caller wants.
+          chunk_numbers: the chunks to load: whole batches.
+          load: loads a chunk given its number; picklable.
+          layout: layout of the chunks in the batches.
+          parallelism: threads, processes and prefetching.
+          finish: converts a host's batch, arrays of [D, B, ...], to the iterator's items.
+          cancel: set when the iterator is closed.
         """
         self._finish = finish
-        closing = Closing()
-        self._iterator: grain.DatasetIterator | None = _start(
-            _pipeline(numbers, load, layout, read, closing), read.prefetch
+        batches = _pipeline(chunk_numbers, load, layout, parallelism, cancel)
+        others = set(multiprocessing.active_children())
+        self._iterator: grain.DatasetIterator | None = _start(batches, parallelism.prefetch)
+        self._close = weakref.finalize(
+            self, _close, self._iterator, cancel, parallelism.workers, others
         )
-        self._close = weakref.finalize(self, _close, self._iterator, closing)
 
     def __iter__(self) -> Self:
         return self
@@ -213,8 +80,8 @@ class BatchIterator(Generic[T], Iterator[T]):
         """Returns the next batch.
 
         Raises:
-            StopIteration: after the last one.
-            UserError: a record cannot be read, or a worker process died.
+          StopIteration: after the last batch.
+          UserError: a record cannot be read, or a worker process died.
         """
         if self._iterator is None:
             raise StopIteration
@@ -222,13 +89,12 @@ class BatchIterator(Generic[T], Iterator[T]):
             return self._finish(next(self._iterator))
         except BaseException as error:
             self.close()
-            _raise_for_user(error)
+            _raise_user_error(error)
             raise
 
     def close(self) -> None:
         """Stops threads and worker processes."""
-        # Shared memory is freed with the last reference to the iterator.
-        self._iterator = None
+        self._iterator = None  # the last reference to the batches in shared memory
         self._close()
 
     def __enter__(self) -> Self:
@@ -244,52 +110,50 @@ class BatchIterator(Generic[T], Iterator[T]):
 
 
 def _pipeline(
-    numbers: range,
-    load: Callable[[int, Callable[[float], None]], Chunk],
+    chunk_numbers: range,
+    load: Callable[[int], Chunk],
     layout: Layout,
-    read: Parallelism,
-    closing: Closing,
+    parallelism: Parallelism,
+    cancel: threading.Event,
 ) -> grain.IterDataset:
-    """Chunk numbers -> chunks, by threads or processes -> batches."""
-    _prepare_process()
-    ahead = read.num_threads * (1 if read.workers else _CHUNKS_AHEAD)
+    """Returns the Grain dataset of a host's batches."""
+    _disable_opencv_threads()
+    threads = parallelism.num_threads
+    ahead = threads * (1 if parallelism.workers else _CHUNKS_AHEAD)
     stream = (
-        grain.MapDataset.range(numbers.start, numbers.stop)
-        .map(functools.partial(load, sleep=closing.sleep))
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=read.num_threads, prefetch_buffer_size=ahead)
-        )
+        grain.MapDataset.range(chunk_numbers.start, chunk_numbers.stop)
+        .map(load)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     )
-    if read.workers:
+    if parallelism.workers:
         if not flags.FLAGS.is_parsed():
-            # Grain asks absl's flags before it starts a process; in a notebook or a test
-            # nobody has parsed them.
+            # Grain reads absl flags when it starts a process, which fails in notebooks.
             flags.FLAGS.mark_as_parsed()
         stream = grain.experimental.WithOptionsIterDataset(
             stream, grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
         ).mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=read.workers, per_worker_buffer_size=_WORKER_CHUNKS
+                num_workers=parallelism.workers, per_worker_buffer_size=_WORKER_CHUNKS
             ),
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=_initialize_worker,
         )
 
-    def stop_when_closed(chunk: Chunk) -> Chunk:
-        # Otherwise closing would wait until the batch in the making is complete.
-        if closing.is_set():
-            raise BatchesClosedError("the batches were closed")
+    def stop_if_cancelled(chunk: Chunk) -> Chunk:
+        # Otherwise closing waits until the current batch is complete.
+        if cancel.is_set():
+            raise CancelledError("the batches were closed")
         return chunk
 
-    return stream.map(stop_when_closed).batch(
+    return stream.map(stop_if_cancelled).batch(
         layout.chunks_per_batch, batch_fn=_Join(layout.shard.local_devices)
     )
 
 
 def _start(batches: grain.IterDataset, prefetch: int) -> grain.DatasetIterator:
-    """Starts all threads and processes, and one that holds finished batches ready."""
+    """Starts the workers and the thread that prefetches finished batches."""
     iterator = iter(batches)
-    # Without these two, Grain starts each worker process when its first chunk is asked
-    # for, one after the other: 1.5 s times their number.
+    # Without these two calls, Grain starts the workers one after the other, each when its
+    # first chunk is needed: 1.5 s per worker.
     iterator.get_state()
     iterator.start_prefetch()
     if prefetch:
@@ -302,30 +166,56 @@ def _start(batches: grain.IterDataset, prefetch: int) -> grain.DatasetIterator:
 
 @dataclasses.dataclass(frozen=True)
 class _Join:
-    """Puts the chunks of a batch together, as arrays of [devices, B, ...]."""
+    """Joins a batch's chunks into arrays of [devices, B, ...]."""
 
     devices: int
 
     def __call__(self, chunks: Sequence[Chunk]) -> Chunk:
         columns = zip(*(chunk[:-1] for chunk in chunks), strict=True)
-        joined = (np.concatenate(column) for column in columns)
-        return Chunk(
-            *(array.reshape(self.devices, -1, *array.shape[1:]) for array in joined),
-            bad=tuple(record for chunk in chunks for record in chunk.bad),
+        images, labels, positions, real = (
+            np.concatenate(column).reshape(self.devices, -1, *column[0].shape[1:])
+            for column in columns
         )
+        bad = tuple(record for chunk in chunks for record in chunk.bad)
+        return Chunk(images, labels, positions, real, bad)
 
 
-def _close(iterator: grain.DatasetIterator, closing: Closing) -> None:
-    closing.set()
+def _close(
+    iterator: grain.DatasetIterator,
+    cancel: threading.Event,
+    workers: int,
+    others: set[BaseProcess],
+) -> None:
+    """Closes an iterator and kills workers that do not exit.
+
+    Args:
+      iterator: the iterator.
+      cancel: ends the retries in this process.
+      workers: number of worker processes, which exit one after the other in 0.3 s each.
+      others: child processes that are older than the iterator.
+    """
+    cancel.set()
+    timer = threading.Timer(_EXIT_SECONDS + workers / 2, _kill_workers, [others])
+    timer.daemon = True
+    if workers:
+        timer.start()
     iterator.close()
-    closing.clear()
+    timer.cancel()
 
 
-def _raise_for_user(error: BaseException) -> None:
-    """Raises a UserError if `error` is something that a user can mend."""
+def _kill_workers(others: set[BaseProcess]) -> None:
+    """Kills Grain's worker processes, except `others`."""
+    # Found here rather than at the start, since Grain starts them in the background.
+    for process in set(multiprocessing.active_children()) - others:
+        if process.name.startswith("grain-"):
+            process.kill()
+
+
+def _raise_user_error(error: BaseException) -> None:
+    """Raises a UserError if the user can fix the cause of `error`."""
     if isinstance(error, UnreadableRecordError):
         raise UserError(f"cannot read {error}; repair or remove it") from error
-    # Grain has no type for this one.
+    # Grain raises a plain RuntimeError for this.
     died = re.search(r"orker process .*terminated .*exit code (-?\d+)", str(error))
     if isinstance(error, RuntimeError) and died:
         code = int(died[1])
@@ -335,35 +225,34 @@ def _raise_for_user(error: BaseException) -> None:
 
 
 def _death_cause(exit_code: int) -> str:
-    """What most likely ended a process, and what to do about it."""
+    """Returns the likely cause of a worker's exit and a remedy."""
     if exit_code == -signal.SIGKILL:
         return "killed, most likely out of memory: lower data.workers or data.prefetch"
     if exit_code == -signal.SIGBUS:
         return "shared memory is full: enlarge /dev/shm or set data.workers=0"
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
-        return f"signal {name}: set data.workers=0 to find out why"
-    return "see its output above, or set data.workers=0 to find out why"
+        return f"signal {name}: set data.workers=0 to find the cause"
+    return "see its output above, or set data.workers=0 to find the cause"
 
 
-def _prepare_process() -> None:
-    """Keeps OpenCV from starting threads of its own beside Grain's."""
+def _disable_opencv_threads() -> None:
+    """Prevents OpenCV from starting threads beside Grain's."""
     cv2.setNumThreads(0)
 
 
-def _prepare_worker(worker: int, workers: int) -> None:
-    """Sets up a worker process: quiet on Ctrl-C, gone when its parent is."""
+def _initialize_worker(worker: int, workers: int) -> None:
+    """Makes a worker process ignore Ctrl-C and exit with its parent."""
     del worker, workers
-    _prepare_process()
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what to do.
+    _disable_opencv_threads()
+    # Ctrl-C reaches every process of the terminal; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
+    parent = multiprocessing.parent_process()
     if parent is not None:
-        watch = threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True)
-        watch.start()
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _exit_with(sentinel: int) -> None:
-    """Ends this process as soon as the one behind `sentinel` has ended."""
+    """Kills this process when the process of `sentinel` ends."""
     connection.wait([sentinel])
     signal.raise_signal(signal.SIGKILL)

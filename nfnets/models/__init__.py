@@ -1,16 +1,21 @@
 """Networks: tables of variants, layers, and one residual network for all of them."""
 
-from nfnets.models.counting import (
-    count_activations,
-    count_multiply_adds,
-    count_parameters,
-    listing_hash,
-)
-from nfnets.models.folding import fold
-from nfnets.models.model import Model, Params, State, create_model
-from nfnets.models.network import REMAT
-from nfnets.models.preprocessing import normalize_images
-from nfnets.models.variants import get_spec, list_models
+from typing import TYPE_CHECKING
+
+from nfnets import lazy
+
+if TYPE_CHECKING:
+    from nfnets.models.counting import (
+        count_activations,
+        count_multiply_adds,
+        count_parameters,
+        listing_hash,
+    )
+    from nfnets.models.folding import fold
+    from nfnets.models.model import Model, Params, State, create_model
+    from nfnets.models.preprocessing import normalize_images
+    from nfnets.models.spec import REMAT
+    from nfnets.models.variants import get_spec, list_models
 
 __all__ = [
     "REMAT",
@@ -27,3 +32,22 @@ __all__ = [
     "listing_hash",
     "normalize_images",
 ]
+
+# Not imported here, because `nfnets.optim` and `nfnets.training.config` need the names of
+# modules and variants, but neither haiku nor jax.
+__getattr__, __dir__ = lazy.attach(
+    __name__,
+    {
+        "nfnets.models.counting": (
+            "count_activations",
+            "count_multiply_adds",
+            "count_parameters",
+            "listing_hash",
+        ),
+        "nfnets.models.folding": ("fold",),
+        "nfnets.models.model": ("Model", "Params", "State", "create_model"),
+        "nfnets.models.preprocessing": ("normalize_images",),
+        "nfnets.models.spec": ("REMAT",),
+        "nfnets.models.variants": ("get_spec", "list_models"),
+    },
+)

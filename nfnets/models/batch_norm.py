@@ -1,4 +1,4 @@
-"""Batch normalisation, for the networks that the normalizer-free ones are compared with."""
+"""Batch normalization, for the ResNets that normalizer-free networks are compared with."""
 
 import haiku as hk
 import jax
@@ -9,33 +9,34 @@ EPS = 1e-5
 
 
 class RunningAverage(hk.ExponentialMovingAverage):
-    """Haiku's exponential moving average with a value to use before its first update.
+    """Haiku's bias-corrected moving average with a value before its first update.
 
-    State: `counter` int32 scalar, updates so far; `hidden`, the average from zero;
-    `average`, the same rid of the zero it started from.
+    State: `counter`, int32 scalar, the number of updates; `hidden`, the average started
+    from zero; `average`, the same with its bias towards zero corrected.
     """
 
     def start(self, shape: tuple[int, ...], value: float) -> None:
-        """Creates the state where there is none yet; `average` is then `value`."""
+        """Creates the state, with `value` as the average, unless it exists."""
         hk.get_state("counter", (), jnp.int32, init=jnp.zeros)
         hk.get_state("hidden", shape, init=jnp.zeros)
         hk.get_state("average", shape, init=hk.initializers.Constant(value))
 
 
 class BatchNorm(hk.Module):
-    """Normalises each channel over the examples and positions of the batch.
+    """Normalizes each channel over the examples and positions of the batch.
 
     Ioffe, Szegedy: "Batch Normalization" (2015). Parameters `scale` and `offset`
-    [1, 1, 1, C] and state `mean_ema`, `var_ema` as in `hk.BatchNorm`, but always float32,
-    as is the computation: half precision loses the small difference of large squares.
+    [1, 1, 1, C] and state `mean_ema`, `var_ema` as in `hk.BatchNorm`, but float32 for
+    inputs of any dtype, as is the computation: in half precision the difference of large
+    squares loses its digits.
     """
 
     def __init__(self, axis_name: str | None, name: str) -> None:
         """Creates the layer.
 
         Args:
-          axis_name: mapped axis over whose devices the statistics are averaged; None:
-            each device has its own.
+          axis_name: mapped axis over whose devices the batch statistics are averaged;
+            None for statistics per device.
           name: Haiku name.
         """
         super().__init__(name=name)
@@ -44,12 +45,15 @@ class BatchNorm(hk.Module):
         self._var_ema = RunningAverage(DECAY, name="var_ema")
 
     def __call__(self, inputs: jax.Array, is_training: bool) -> jax.Array:
-        """Normalises [N, H, W, C] to the same shape and dtype.
+        """Normalizes feature maps.
 
         Args:
-          inputs: feature maps.
-          is_training: normalise by the batch's statistics, which enter the running
-            averages; otherwise by these averages.
+          inputs: [N, H, W, C].
+          is_training: normalize by the statistics of the batch and add them to the running
+            averages; otherwise normalize by the running averages.
+
+        Returns:
+          [N, H, W, C], of the dtype of `inputs`.
         """
         values = inputs.astype(jnp.float32)
         shape = (1, 1, 1, inputs.shape[-1])
@@ -67,10 +71,10 @@ class BatchNorm(hk.Module):
         return outputs.astype(inputs.dtype)
 
     def _batch_statistics(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance [1, 1, 1, C], over all devices of the axis."""
+        """Returns mean and variance [1, 1, 1, C], over all devices of the axis."""
         mean = jnp.mean(values, axis=(0, 1, 2), keepdims=True)
         mean_of_squares = jnp.mean(jnp.square(values), axis=(0, 1, 2), keepdims=True)
-        # Initial values are drawn outside of any mapped axis.
+        # `Model.init` traces outside of any mapped axis.
         if self._axis_name is not None and not hk.running_init():
             mean, mean_of_squares = jax.lax.pmean((mean, mean_of_squares), self._axis_name)
         variance = mean_of_squares - jnp.square(mean)

@@ -27,7 +27,7 @@ def count_parameters(params: Any) -> int:
 def listing_hash(params: Params) -> str:
     """Returns the SHA-256 of all names and shapes, equal for interchangeable trees.
 
-    The hashed text is one line `module:name:AxBxC` per array, sorted.
+    The hashed text has one line `module:name:AxBxC` per array, sorted.
     """
     lines = [
         f"{module}:{name}:{'x'.join(map(str, array.shape))}"
@@ -38,26 +38,26 @@ def listing_hash(params: Params) -> str:
 
 
 def count_multiply_adds(model: Model, image_size: int) -> int:
-    """Counts the multiply-adds of one image's forward pass.
+    """Returns the multiply-adds of convolutions and linear layers for one image.
 
-    Convolutions and matrix products count; what is done per element (activations, gates,
-    pooling) or per weight (standardisation) does not.
+    Operations per element (activations, gates, pooling) and per weight (standardization)
+    are not counted.
 
     Args:
-      model: from `create_model`.
+      model: a model of `create_model`.
       image_size: side of the image, pixels.
     """
     return sum(call.multiply_adds for call in layer_calls(model, image_size))
 
 
 def count_activations(model: Model, image_size: int) -> int:
-    """Counts the elements of all convolutions' outputs in one image's forward pass.
+    """Returns the number of elements in all convolutions' outputs for one image.
 
-    "Designing network design spaces" (2020): on accelerators a better predictor of the
-    run time than the multiply-adds.
+    On accelerators it predicts the run time better than the multiply-adds: "Designing
+    network design spaces" (2020).
 
     Args:
-      model: from `create_model`.
+      model: a model of `create_model`.
       image_size: side of the image, pixels.
     """
     calls = layer_calls(model, image_size)
@@ -66,13 +66,13 @@ def count_activations(model: Model, image_size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LayerCall:
-    """One layer's work on one image.
+    """Cost of one layer for one image.
 
     Attributes:
       name: the layer's Haiku path.
-      is_conv: a convolution, not a linear layer.
-      outputs: elements that come out.
-      multiply_adds: spent on them.
+      is_conv: True for a convolution, False for a linear layer.
+      outputs: number of output elements.
+      multiply_adds: number of multiply-adds.
     """
 
     name: str
@@ -84,14 +84,14 @@ class LayerCall:
 def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
     """Returns the convolutions and linear layers of a forward pass, in order.
 
-    Taken down from the layers, not from the operations they compile to, which differ from
-    backend to backend (see `convolution.conv2d`).
+    They are counted as layers, because the operations that they compile to depend on the
+    platform (see `layers.conv2d`).
 
     Args:
-      model: from `create_model`.
+      model: a model of `create_model`.
       image_size: side of the image, pixels.
     """
-    calls = []
+    calls: list[LayerCall] = []
 
     def record(
         next_call: Callable[..., Any],
@@ -103,29 +103,19 @@ def layer_calls(model: Model, image_size: int) -> list[LayerCall]:
         layer = context.module
         if context.method_name != "__call__":
             return outputs
+        if isinstance(layer, layers.Conv2D):
+            fan_in = math.prod(layer.weight_shape(args[0].shape[-1])[:-1])
+        elif isinstance(layer, layers.Linear):
+            fan_in = args[0].shape[-1]
+        else:
+            return outputs
+        size = math.prod(outputs.shape)
         is_conv = isinstance(layer, layers.Conv2D)
-        if is_conv or isinstance(layer, layers.Linear):
-            per_output = args[0].shape[-1]
-            if is_conv:
-                per_output = math.prod(layer.weight_shape(per_output)[:-1])
-            size = math.prod(outputs.shape)
-            calls.append(LayerCall(layer.module_name, is_conv, size, size * per_output))
+        calls.append(LayerCall(layer.module_name, is_conv, size, size * fan_in))
         return outputs
 
-    observe_forward(model, image_size, record)
-    return calls
-
-
-def observe_forward(model: Model, image_size: int, observer: Callable[..., Any]) -> None:
-    """Traces one image's forward pass, computing nothing.
-
-    Args:
-      model: from `create_model`.
-      image_size: side of the image, pixels.
-      observer: called for each method of each module, see `hk.intercept_methods`.
-    """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params, state = model.shapes()
-    model = dataclasses.replace(model, outline=False)  # look into the blocks
-    with hk.intercept_methods(observer):
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    with hk.intercept_methods(record):
         jax.eval_shape(lambda p, s, x: model.apply(p, s, None, x), params, state, images)
+    return calls

@@ -1,40 +1,38 @@
-"""The inference form: everything that depends on weights alone, computed once.
+"""The inference form of a network: everything that depends on weights alone, precomputed.
 
 A normalizer-free network spends part of every forward pass on its weights and on
-constants. All of that is linear in a convolution next to it, so that a network of plain
-convolutions with biases is left, which the same `ResidualNet` builds:
+constant factors. Each factor is linear in a neighboring convolution, so that a network of
+plain convolutions with biases remains, which `ResidualNet` builds as well:
 
-| factor | goes into |
+| factor | moved into |
 |---|---|
-| weight standardisation, gain | the convolution's own weight |
+| weight standardization, gain | the convolution's own weight |
 | gamma of an activation, 1 / beta | the weights of the convolutions after it |
 | gamma of the last activation | the classifier's weight |
 | alpha, skip gain | the branch's last weight and bias |
 
-Where squeeze-and-excite follows the branch's last convolution and so sees what leaves it,
-alpha, skip gain and the factor on the gates become one scalar on the branch instead.
+Where squeeze-and-excite follows the branch's last convolution, whose outputs its gates
+depend on, alpha, skip gain and the factor on the gates are merged into the skip gain.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from nfnets.errors import UserError
 from nfnets.models import activations, layers
-from nfnets.models.counting import observe_forward
 from nfnets.models.model import Model, Outputs, Params
+from nfnets.models.names import block_name, head_module, module_path
 from nfnets.models.network import ResidualNet
-from nfnets.models.residual import ResidualBlock
 from nfnets.models.spec import BlockSpec, ModelSpec
 
 _LAST_CONV = "conv2"
 
 
 def fold(model: Model, params: Params) -> tuple[Model, Params]:
-    """Turns a trained network into one of plain convolutions, for inference.
+    """Converts a trained network to one of plain convolutions, for inference.
 
     Example:
 
@@ -42,22 +40,22 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
         outputs, _ = folded.apply(folded_params, {}, None, images)
 
     Args:
-      model: of a family without batch normalisation and FixUp's scalars.
+      model: a model of a family without batch normalization and without FixUp's scalars.
       params: module -> name -> array.
 
     Returns:
-      (model, params), which give the same outputs up to rounding when not training.
+      (model, params) with the same outputs, up to rounding, in evaluation mode.
 
     Raises:
-      ValueError: the family cannot be folded.
+      UserError: the family cannot be folded.
     """
     spec = model.spec
-    if spec.block.normalization != "none" or not spec.block.preactivation:
-        raise ValueError(
-            f"{model.name} has no folded form: only families without normalisation have"
+    if not can_fold(model):
+        raise UserError(
+            f"{model.name} cannot be folded; only families without normalization can"
         )
     gamma = activations.gamma(spec.activation) if spec.scaled_activation else 1.0
-    betas = _expected_stds(model)
+    betas = _expected_stds(spec)
     scales = _input_scales(spec, betas, gamma)
     folded = {
         module: _fold_layer(spec, arrays, scales.get(module, 1.0))
@@ -68,17 +66,19 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
     folded_spec = _folded_spec(spec)
 
     def forward(
-        images: jax.Array,
-        is_training: bool,
-        example_index: jax.Array | None = None,
-        *,
-        outline: bool,
+        images: jax.Array, is_training: bool, example_index: jax.Array | None = None
     ) -> Outputs:
-        network = ResidualNet(folded_spec, model.num_classes, model.policy, outline=outline)
+        network = ResidualNet(folded_spec, model.num_classes, model.policy)
         outputs = network(images, is_training, example_index)
         return {**outputs, "pool": outputs["pool"] * gamma}
 
     return dataclasses.replace(model, spec=folded_spec, _forward=forward), folded
+
+
+def can_fold(model: Model) -> bool:
+    """Returns whether a model has neither normalization layers nor post-activations."""
+    block = model.spec.block
+    return block.normalization == "none" and block.preactivation
 
 
 def _gates_last(block: BlockSpec) -> bool:
@@ -86,7 +86,7 @@ def _gates_last(block: BlockSpec) -> bool:
 
 
 def _folded_spec(spec: ModelSpec) -> ModelSpec:
-    """The description of what is left."""
+    """Returns the description of the folded network."""
     block = dataclasses.replace(
         spec.block,
         alpha=1.0,
@@ -100,35 +100,24 @@ def _folded_spec(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, scaled_activation=False, block=block)
 
 
-def _expected_stds(model: Model) -> dict[str, float]:
-    """Each residual block's beta, by the block's Haiku path."""
-    found = {}
-
-    def record(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        context: hk.MethodContext,
-    ) -> Any:
-        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
-            found[context.module.module_name] = context.module.expected_std
-        return call(*args, **kwargs)
-
-    observe_forward(model, 32, record)
-    return found
+def _expected_stds(spec: ModelSpec) -> dict[str, float]:
+    """Returns each block's beta by the block's path."""
+    return {
+        module_path(spec.module_name, block_name(spec.block.module_name, index)): std
+        for index, std in enumerate(spec.expected_stds())
+    }
 
 
 def _input_scales(
     spec: ModelSpec, betas: Mapping[str, float], gamma: float
 ) -> dict[str, float]:
-    """What was multiplied onto the inputs of the layers, by their Haiku paths."""
-    network = f"{spec.module_name}/~"
-    scales = {f"{network}/{conv.name}": gamma for conv in spec.stem[1:]}
-    scales[f"{network}/linear"] = gamma
+    """Returns the factors on the inputs of layers, by the layers' paths."""
+    scales = {module_path(spec.module_name, conv.name): gamma for conv in spec.stem[1:]}
+    scales[head_module(spec.module_name)] = gamma
     for block, beta in betas.items():
         for name in ("conv0", *spec.block.spatial_convs, _LAST_CONV, "conv_shortcut"):
             first = spec.block.scale_inputs and name in ("conv0", "conv_shortcut")
-            scales[f"{block}/~/{name}"] = gamma / beta if first else gamma
+            scales[module_path(block, name)] = gamma / beta if first else gamma
     return scales
 
 
@@ -149,11 +138,11 @@ def _fold_branch(
     folded: dict[str, dict[str, jax.Array]],
     path: str,
 ) -> None:
-    """Puts what multiplies a residual branch where it belongs, in `folded`."""
+    """Moves the factors on a residual branch, in `folded`."""
     scale = block.alpha * own.get("skip_gain", 1.0)
     if _gates_last(block):
         folded[path] = {"skip_gain": jnp.asarray(scale * block.se_scale, jnp.float32)}
         return
     folded.pop(path, None)
-    last = f"{path}/~/{_LAST_CONV}"
+    last = module_path(path, _LAST_CONV)
     folded[last] = {name: array * scale for name, array in folded[last].items()}

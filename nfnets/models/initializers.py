@@ -1,7 +1,6 @@
-"""Initial values that are a function of a key alone, cheap to compile.
+"""Initial values that depend on a random key alone and compile quickly.
 
-Shapes in this module are those of Haiku parameters: HWIO for convolutions, [in, out] for
-linear layers.
+Shapes are those of Haiku parameters: HWIO for convolutions, [in, out] for linear layers.
 """
 
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Random values come in pieces of this length, so that one compiled function serves the
-# hundreds of shapes of a large network (F6 took minutes with one function per shape).
+# Values are drawn in pieces of this length, so that one compiled function serves all
+# shapes of a network (with one function per shape, F6 took minutes).
 _PIECE = 2**18
 
-# The lowest and highest uniform value, and the lowest and highest of the normal values that
-# erf_inv makes of them: as in jax.random.normal (above -1, whose normal value would be
-# infinite), and as in jax.random.truncated_normal at two standard deviations.
+# Bounds of the uniform values, and of the normal values that erf_inv turns them into: as in
+# jax.random.normal (greater than -1, for which the normal value is infinite), and as in
+# jax.random.truncated_normal at two standard deviations.
 _INFINITY = np.float32(np.inf)
 _WHOLE = (np.nextafter(np.float32(-1), np.float32(0)), np.float32(1), -_INFINITY, _INFINITY)
 _TRUNCATED = (
@@ -36,11 +35,10 @@ class ScaledNormal:
     """Normal values, optionally truncated at two standard deviations.
 
     Attributes:
-      stddev: of the untruncated distribution; with `fan_in_scaled` it is divided by
-        sqrt(fan-in), the product of all dimensions but the last.
-      fan_in_scaled: see `stddev`.
-      truncated: limited to two standard deviations (Haiku's default for linear
-        layers); the result's standard deviation is then 0.88 times `stddev`.
+      stddev: standard deviation before truncation (which reduces it to 0.88 of it).
+      fan_in_scaled: divide the standard deviation by the root of the fan-in, the product
+        of all dimensions but the last.
+      truncated: truncate at two standard deviations.
     """
 
     stddev: float = 1.0
@@ -48,7 +46,7 @@ class ScaledNormal:
     truncated: bool = False
 
     def __call__(self, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
-        """Haiku's initializer protocol: draws with Haiku's next random key."""
+        """Draws values with Haiku's next random key."""
         return self.draw(hk.next_rng_key(), shape, dtype)
 
     def draw(
@@ -62,10 +60,10 @@ class ScaledNormal:
 
         Args:
           key: random key.
-          shape: of the result.
-          dtype: of the result.
-          stream: in [0, 2^32), folded into `key` first, so that one key serves many
-            arrays; None: `key` as it is.
+          shape: shape of the result.
+          dtype: dtype of the result.
+          stream: in [0, 2^32), folded into `key`, so that one key serves many arrays; None
+            to use `key` itself.
         """
         stddev = self.stddev
         if self.fan_in_scaled:
@@ -82,7 +80,8 @@ class ScaledNormal:
             values = jax.lax.map(draw_piece, indices).reshape(-1)
             return (values[:size].reshape(shape) * stddev).astype(dtype)
         pieces = [draw_piece(index) for index in indices]
-        # Joined by NumPy: nothing to compile for each shape, most of F0's first seconds.
+        # NumPy joins them, because JAX would compile a function for each shape, which took
+        # most of F0's first seconds.
         values = np.empty(size, np.float32)
         for piece, start in zip(pieces, range(0, size, _PIECE), strict=True):
             part = values[start : start + _PIECE]
@@ -98,7 +97,7 @@ def _draw_piece(
     distribution: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
     index: jax.Array,
 ) -> jax.Array:
-    """Draws [_PIECE] values; the distribution is data, or each would be compiled."""
+    """Draws [_PIECE] values; all distributions share the compiled function."""
     if stream is not None:
         key = jax.random.fold_in(key, stream)
     key = jax.random.fold_in(key, index)
@@ -109,18 +108,17 @@ def _draw_piece(
 
 
 def he_fan_out(channels: int, kernel_size: int, scale: float = 1.0) -> ScaledNormal:
-    """Normal values of variance 2 scale^2 / (channels x kernel_size^2).
+    """Returns an initializer of variance 2 scale^2 / (channels kernel_size^2).
 
     Args:
-      channels: that leave the convolution.
-      kernel_size: side of its window.
-      scale: on the standard deviation.
+      channels: output channels of the convolution.
+      kernel_size: side of its square kernel, pixels.
+      scale: factor on the standard deviation.
     """
     return ScaledNormal(stddev=scale * math.sqrt(2 / (channels * kernel_size**2)))
 
 
-# The published networks' distributions.
+# Convolutions with weight standardization, linear layers and other convolutions.
 CONV = ScaledNormal(fan_in_scaled=True)
-CLASSIFIER = ScaledNormal(stddev=0.01)
 LINEAR = ScaledNormal(fan_in_scaled=True, truncated=True)
 HE = ScaledNormal(stddev=math.sqrt(2), fan_in_scaled=True)

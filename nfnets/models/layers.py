@@ -4,55 +4,39 @@ Axis letters: N examples, H height, W width, C channels, O output channels. Imag
 feature maps are [N, H, W, C], convolution weights [kernel H, kernel W, C / groups, O].
 """
 
-import functools
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from nfnets.cpu import convolution as cpu_convolution
+from nfnets.errors import UserError
 from nfnets.models import initializers
-from nfnets.models.convolution import conv2d
+from nfnets.models.platform import target_platform
 from nfnets.models.spec import WeightEpsRule
 
-# Of `standardize_weight`, as in the published code.
-WEIGHT_EPS = 1e-4
 
-
-@functools.partial(jax.jit, static_argnames=("eps", "eps_rule"))  # traced once a shape
 def standardize_weight(
-    weight: jax.Array,
-    gain: jax.Array,
-    eps: float = WEIGHT_EPS,
-    eps_rule: WeightEpsRule = "floor",
+    weight: jax.Array, gain: jax.Array, eps: float, eps_rule: WeightEpsRule
 ) -> jax.Array:
-    """Scaled weight standardisation.
+    """Scaled weight standardization.
 
-    Each output unit's weights get mean zero and variance 1 / fan-in, then its gain:
-    "Characterizing signal propagation ..." (2021), equation 3. Computed in float32
-    whatever the compute dtype, because the variance of a few thousand weights has too few
-    digits in bfloat16.
+    Gives each output unit's weights mean 0 and variance 1 / fan-in and multiplies them by
+    its gain: "Characterizing signal propagation to close the performance gap in
+    unnormalized ResNets" (2021), equation 3. Computed in float32, because the variance of
+    a few thousand weights needs more digits than bfloat16 has.
 
     Args:
-      weight: float [..., C, O]; all axes but the last are one unit's fan-in.
+      weight: float [..., C, O]; all axes but the last are a unit's fan-in.
       gain: float [O].
-      eps: with the rule `floor` a lower bound of variance x fan-in, with `added` a term
+      eps: with the rule `floor` the lower bound of variance x fan-in, with `added` a term
         added to the variance.
       eps_rule: see `eps`.
 
     Returns:
-      float32, the shape of `weight`.
+      float32, of the shape of `weight`.
     """
-    # The gradient computes it again: it would keep two more arrays of the weight's size.
-    standardize = functools.partial(_standardize, eps=eps, eps_rule=eps_rule)
-    return jax.checkpoint(standardize)(weight, gain)
-
-
-def _standardize(
-    weight: jax.Array, gain: jax.Array, eps: float, eps_rule: WeightEpsRule
-) -> jax.Array:
-    """See `standardize_weight`."""
-    # Two axes and one scale per unit: fewer passes over the weight, and XLA's CPU backend
-    # takes ten times as long for the sums of the gradient over axes of length 1.
+    # In two dimensions and with a single scale per unit it takes fewer passes over the
+    # weight, and XLA's CPU backend computes the sums of the gradient ten times faster.
     units = weight.astype(jnp.float32).reshape(-1, weight.shape[-1])
     fan_in = units.shape[0]
     mean = jnp.mean(units, axis=0)
@@ -65,25 +49,51 @@ def _standardize(
     return (units * scale - mean * scale).reshape(weight.shape)
 
 
+def conv2d(
+    inputs: jax.Array, weight: jax.Array, stride: int = 1, groups: int = 1
+) -> jax.Array:
+    """Two-dimensional convolution with SAME padding.
+
+    Args:
+      inputs: [N, H, W, C].
+      weight: [kernel H, kernel W, C / groups, O], of the dtype of `inputs`.
+      stride: in both directions.
+      groups: number of channel groups, each convolved on its own.
+
+    Returns:
+      [N, ceil(H / stride), ceil(W / stride), O], of the dtype of `inputs`.
+    """
+    if target_platform() == "cpu":
+        return cpu_convolution.conv2d(inputs, weight, stride, groups)
+    return jax.lax.conv_general_dilated(
+        inputs,
+        weight,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
 def average_pool_2x2(inputs: jax.Array) -> jax.Array:
-    """Halves [N, H, W, C]; at an odd edge the average is over the pixels that exist."""
+    """Halves [N, H, W, C]; windows at an odd edge average over existing pixels only."""
     return hk.avg_pool(
         inputs, window_shape=(1, 2, 2, 1), strides=(1, 2, 2, 1), padding="SAME"
     )
 
 
 def max_pool_3x3(inputs: jax.Array) -> jax.Array:
-    """Halves [N, H, W, C] by the maxima of overlapping 3x3 windows."""
+    """Halves [N, H, W, C] with overlapping 3x3 windows."""
     return hk.max_pool(
         inputs, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME"
     )
 
 
 class Conv2D(hk.Module):
-    """Convolution, by default without a bias.
+    """Convolution, by default without bias.
 
-    Parameters: `w` [kernel, kernel, C / groups, O] and, where wanted, `b` [O], float32.
-    (`hk.Conv2D` would create parameters in the input's dtype.)
+    Parameters, float32 for inputs of any dtype (unlike those of `hk.Conv2D`): `w`
+    [kernel, kernel, C / groups, O] and optionally `b` [O].
     """
 
     def __init__(
@@ -97,7 +107,17 @@ class Conv2D(hk.Module):
         w_init: hk.initializers.Initializer = initializers.LINEAR,
         name: str,
     ) -> None:
-        """See `conv2d`; `kernel_size` is the side of the square window, in pixels."""
+        """Creates the layer.
+
+        Args:
+          output_channels: number of output channels O.
+          kernel_size: side of the square kernel, pixels.
+          stride: in both directions.
+          groups: number of channel groups, each convolved on its own.
+          with_bias: add a bias, initially 0.
+          w_init: initializer of `w`.
+          name: Haiku name.
+        """
         super().__init__(name=name)
         self.output_channels = output_channels
         self.kernel_size = kernel_size
@@ -107,7 +127,7 @@ class Conv2D(hk.Module):
         self.w_init = w_init
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolves [N, H, W, C], in the dtype of `inputs`."""
+        """Convolves [N, H, W, C] in the dtype of `inputs`."""
         shape = self.weight_shape(inputs.shape[-1])
         weight = hk.get_parameter("w", shape, init=self.w_init)
         outputs = conv2d(inputs, weight.astype(inputs.dtype), self.stride, self.groups)
@@ -117,13 +137,13 @@ class Conv2D(hk.Module):
         return outputs + bias.astype(outputs.dtype)
 
     def weight_shape(self, channels: int) -> tuple[int, int, int, int]:
-        """Returns the weight's shape for C input channels.
+        """Returns the shape of `w` for a number of input channels.
 
         Raises:
-          ValueError: they do not divide into the groups.
+          UserError: the channels do not divide into the groups.
         """
         if channels % self.groups:
-            raise ValueError(
+            raise UserError(
                 f"{self.module_name}: {channels} input channels do not divide into "
                 f"{self.groups} groups"
             )
@@ -132,9 +152,9 @@ class Conv2D(hk.Module):
 
 
 class WSConv2D(Conv2D):
-    """Convolution with scaled weight standardisation, a gain and a bias per output unit.
+    """Convolution with scaled weight standardization, gain and bias.
 
-    Parameters: `w` [kernel, kernel, C / groups, O], `gain` [O], `bias` [O], float32.
+    Parameters, float32: `w` [kernel, kernel, C / groups, O], `gain` [O] and `bias` [O].
     """
 
     def __init__(
@@ -144,11 +164,11 @@ class WSConv2D(Conv2D):
         *,
         stride: int = 1,
         groups: int = 1,
-        eps: float = WEIGHT_EPS,
-        eps_rule: WeightEpsRule = "floor",
+        eps: float,
+        eps_rule: WeightEpsRule,
         name: str,
     ) -> None:
-        """See `Conv2D` and `standardize_weight`."""
+        """Creates the layer; see `Conv2D` and `standardize_weight`."""
         super().__init__(
             output_channels,
             kernel_size,
@@ -161,23 +181,24 @@ class WSConv2D(Conv2D):
         self.eps_rule = eps_rule
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Convolves [N, H, W, C], in the dtype of `inputs`."""
+        """Convolves [N, H, W, C] in the dtype of `inputs`."""
         shape = self.weight_shape(inputs.shape[-1])
         units = (self.output_channels,)
         weight = hk.get_parameter("w", shape, init=self.w_init)
         gain = hk.get_parameter("gain", units, init=jnp.ones)
         bias = hk.get_parameter("bias", units, init=jnp.zeros)
-        weight = standardize_weight(weight, gain, self.eps, self.eps_rule)
-        weight = weight.astype(inputs.dtype)
+        # The gradient would store two more arrays of the weight's size.
+        standardize = jax.checkpoint(standardize_weight, static_argnums=(2, 3))
+        weight = standardize(weight, gain, self.eps, self.eps_rule).astype(inputs.dtype)
         outputs = conv2d(inputs, weight, self.stride, self.groups)
         return outputs + bias.astype(outputs.dtype)
 
 
 class Linear(hk.Module):
-    """An affine map of [N, C] to [N, O], computed in the dtype of its input.
+    """Linear layer with bias.
 
-    Parameters: `w` [C, O], `b` [O], float32. (`hk.Linear` would create parameters in the
-    input's dtype.)
+    Parameters, float32 for inputs of any dtype (unlike those of `hk.Linear`): `w` [C, O]
+    and `b` [O].
     """
 
     def __init__(
@@ -186,13 +207,19 @@ class Linear(hk.Module):
         w_init: hk.initializers.Initializer,
         name: str,
     ) -> None:
-        """`w_init` gives `w`; `b` starts at 0."""
+        """Creates the layer.
+
+        Args:
+          output_channels: number of outputs O.
+          w_init: initializer of `w`; `b` is initially 0.
+          name: Haiku name.
+        """
         super().__init__(name=name)
         self.output_channels = output_channels
         self.w_init = w_init
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps [N, C] to [N, O]."""
+        """Maps [N, C] to [N, O] in the dtype of `inputs`."""
         shape = (inputs.shape[-1], self.output_channels)
         weight = hk.get_parameter("w", shape, init=self.w_init)
         bias = hk.get_parameter("b", shape[1:], init=jnp.zeros)
@@ -200,37 +227,43 @@ class Linear(hk.Module):
 
 
 class SqueezeExcite(hk.Module):
-    """A gate per channel, computed from the channels' spatial means.
+    """Gates per channel, computed from the spatial means of all channels.
 
     Hu, Shen, Sun: "Squeeze-and-Excitation Networks" (2018).
     """
 
     def __init__(self, channels: int, ratio: float, name: str = "squeeze_excite") -> None:
-        """`channels` enter and leave; `ratio` x `channels` are in between, at least 1."""
+        """Creates the two linear layers.
+
+        Args:
+          channels: number of channels of input and gates.
+          ratio: hidden width divided by `channels`; the width is at least 1.
+          name: Haiku name.
+        """
         super().__init__(name=name)
         hidden = max(1, int(channels * ratio))
         self._reduce = Linear(hidden, initializers.LINEAR, name="linear")
         self._expand = Linear(channels, initializers.LINEAR, name="linear_1")
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns the gates of [N, H, W, C]: [N, 1, 1, C], each in (0, 1)."""
+        """Returns the gates [N, 1, 1, C], in (0, 1), for [N, H, W, C]."""
         means = jnp.mean(inputs, axis=(1, 2))
         gates = jax.nn.sigmoid(self._expand(jax.nn.relu(self._reduce(means))))
         return gates[:, None, None, :]
 
 
 def example_keys(key: jax.Array, example_index: jax.Array) -> jax.Array:
-    """Returns one key per example, [N], a function of (key, global index) alone."""
+    """Returns random keys [N], each a function of `key` and the example's global index."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, example_index)
 
 
 def dropout(inputs: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
-    """Zeroes a share `rate` of [N, C] and scales the rest by 1 / (1 - rate).
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
 
     Args:
       inputs: [N, C].
       rate: in [0, 1).
-      keys: [N] random keys, one per example.
+      keys: random keys [N], one per example.
 
     Returns:
       [N, C].

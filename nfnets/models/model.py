@@ -1,4 +1,4 @@
-"""Models as pairs of pure functions."""
+"""Models: names and options to pairs of pure functions, `init` and `apply`."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import jmp
 import numpy as np
 
+from nfnets.errors import UserError
 from nfnets.models import variants
-from nfnets.models.network import REMAT, Remat, ResidualNet, check_images
-from nfnets.models.spec import ModelSpec
+from nfnets.models.network import ResidualNet
+from nfnets.models.spec import REMAT, ModelSpec, Remat
 
 # module name -> parameter name -> array.
 Params = Mapping[str, Mapping[str, jax.Array]]
@@ -22,12 +23,12 @@ State = Params
 Outputs = Mapping[str, jax.Array]
 
 # (module, parameter) -> shape, dtype, initializer.
-_Recipes = Mapping[tuple[str, str], tuple[Any, Any, Callable]]
+_Recipes = dict[tuple[str, str], tuple[Any, Any, Callable]]
 
-# NumPy's take no compilation of each shape.
+# NumPy's functions are not compiled for each shape.
 _CONSTANTS = {jnp.zeros: np.zeros, jnp.ones: np.ones}
 
-# What timm computes in another way than the published code.
+# How timm's NFNets differ from the published ones.
 _TIMM = {"activation": "gelu_exact", "weight_eps": 1e-5, "weight_eps_rule": "added"}
 
 
@@ -36,12 +37,11 @@ class Model:
     """A network as pure functions of its parameters.
 
     Attributes:
-      name: as given to `create_model`.
+      name: name given to `create_model`.
       num_classes: number of logits.
-      spec: the description that the network was built from.
+      spec: description from which the network is built.
       policy: dtypes of parameters, computation and outputs.
-      remat: one of `REMAT`.
-      outline: residual blocks are functions of their own, see `create_model`.
+      remat: the unit whose activations the backward pass recomputes, one of `REMAT`.
     """
 
     name: str
@@ -49,7 +49,6 @@ class Model:
     spec: ModelSpec
     policy: jmp.Policy
     remat: Remat
-    outline: bool
     _forward: Callable[..., Outputs]
 
     def init(
@@ -57,64 +56,31 @@ class Model:
     ) -> tuple[Params, State]:
         """Draws initial parameters.
 
-        Each array is a function of `rng` and its own name, and nothing is computed but
-        the arrays themselves: the forward pass is only traced.
+        Each array depends only on `rng` and its own name. The forward pass is traced once
+        per model and never computed.
 
         Args:
           rng: random key.
-          images: [N, H, W, 3], of which only the shape is looked at; an array or a
-            `jax.ShapeDtypeStruct`.
-          is_training: as in `apply`; makes no difference here.
+          images: [N, H, W, 3], an array or a `jax.ShapeDtypeStruct`; its values and dtype
+            are not used.
+          is_training: not used; part of Haiku's usual signature.
 
         Returns:
           (params, state): float32 arrays by module and parameter name. `state` is empty
-          for networks without batch normalisation.
+          unless the network has batch normalization.
 
         Raises:
-          ValueError: `images` has another shape.
+          UserError: `images` has another shape.
         """
         del is_training
-        check_images(self.name, images)
+        self._check_shape(images)
         params, state = self._recipes
         return _draw(rng, params), _draw(rng, state)
 
     def shapes(self) -> tuple[Params, State]:
-        """Returns what `init` does with `jax.ShapeDtypeStruct` leaves."""
+        """Returns the result of `init` with `jax.ShapeDtypeStruct` leaves."""
         params, state = self._recipes
         return _shapes(params), _shapes(state)
-
-    @functools.cached_property
-    def _recipes(self) -> tuple[_Recipes, _Recipes]:
-        """How parameters and state are drawn, found by tracing the forward pass once."""
-        recipes: dict[str, dict[tuple[str, str], tuple[Any, Any, Callable]]] = {
-            "params": {},
-            "state": {},
-        }
-
-        def recorder(kind: str) -> Callable:
-            def create(
-                creator: Callable,
-                shape: Any,
-                dtype: Any,
-                init: Callable,
-                context: hk.GetterContext,
-            ) -> jax.Array:
-                recipes[kind][context.module_name, context.name] = (shape, dtype, init)
-                return creator(shape, dtype, jnp.zeros)  # quicker to trace than draws
-
-            return create
-
-        def record(images: jax.Array) -> None:
-            with (
-                hk.custom_creator(recorder("params"), params=True, state=False),
-                hk.custom_creator(recorder("state"), params=False, state=True),
-            ):
-                self._forward(images, False, outline=False)
-
-        # Shapes do not depend on the image size; the smallest one traces fastest.
-        images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        jax.eval_shape(hk.transform_with_state(record).init, None, images)
-        return recipes["params"], recipes["state"]
 
     def apply(
         self,
@@ -128,21 +94,68 @@ class Model:
         """Runs the network; see `ResidualNet.__call__`.
 
         Args:
-          params: from `init` or from a file.
-          state: likewise.
-          rng: random key for dropout and stochastic depth; None where neither applies.
-          images: float [N, H, W, 3], normalised.
-          is_training: apply dropout and stochastic depth; batch normalisation uses and
-            records the batch's statistics.
-          example_index: int [N], each example's position in the global batch.
+          params: parameters from `init` or from a file.
+          state: state from `init` or from a file.
+          rng: random key for dropout and stochastic depth; None if neither is applied.
+          images: float [N, H, W, 3], normalized to zero mean and unit variance as by
+            `nfnets.models.normalize_images`: about -2.1 to 2.6, not 0 to 255 or 0 to 1.
+          is_training: apply dropout and stochastic depth; batch normalization uses and
+            records the statistics of the batch.
+          example_index: int [N], position of each example in the global batch.
 
         Returns:
-          (outputs, state): `outputs` holds `logits` [N, classes], `pool` [N, features] and
+          (outputs, state): `outputs` has `logits` [N, classes], `pool` [N, features] and
           the end points of the stages.
+
+        Raises:
+          UserError: `images` has another shape or an integer dtype.
         """
+        self._check_shape(images)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"{self.name} takes normalized float images, not {images.dtype}; "
+                "use nfnets.models.normalize_images"
+            )
         return hk.transform_with_state(self._forward).apply(
-            params, state, rng, images, is_training, example_index, outline=self.outline
+            params, state, rng, images, is_training, example_index
         )
+
+    def _check_shape(self, images: jax.Array | jax.ShapeDtypeStruct) -> None:
+        if len(images.shape) != 4 or images.shape[-1] != 3:
+            raise UserError(
+                f"{self.name} takes images [N, H, W, 3], not {list(images.shape)}"
+            )
+
+    @functools.cached_property
+    def _recipes(self) -> tuple[_Recipes, _Recipes]:
+        """Shape, dtype and initializer of all parameters and of all state."""
+        params: _Recipes = {}
+        state: _Recipes = {}
+
+        def record_in(recipes: _Recipes) -> Callable:
+            def create(
+                creator: Callable,
+                shape: Any,
+                dtype: Any,
+                init: Callable,
+                context: hk.GetterContext,
+            ) -> jax.Array:
+                recipes[context.module_name, context.name] = (shape, dtype, init)
+                return creator(shape, dtype, jnp.zeros)  # faster to trace than `init`
+
+            return create
+
+        def forward(images: jax.Array) -> None:
+            with (
+                hk.custom_creator(record_in(params), params=True, state=False),
+                hk.custom_creator(record_in(state), params=False, state=True),
+            ):
+                self._forward(images, False)
+
+        # Shapes do not depend on the image size.
+        images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        jax.eval_shape(hk.transform_with_state(forward).init, None, images)
+        return params, state
 
 
 def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
@@ -159,51 +172,47 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
       name: one of `nfnets.list_models()`.
       num_classes: number of logits, at least 1.
       **overrides: fields of `ModelSpec` or `BlockSpec`, such as `drop_rate`,
-        `stochdepth_rate`, `activation`, `alpha`; and `compute_dtype`, the dtype of the
-        feature maps (float32 by default; parameters and logits are always float32);
-        and `remat`, one of `REMAT`: what the backward pass computes again instead of
-        keeping it (`none`, all of a `block`, all of a `stage`), which saves memory.
-        `outline=True` makes residual blocks functions of their own, of which equal ones
-        are traced and compiled once: on CPU F6's step compiles in half the time, and
-        `remat` saves memory there. Haiku's interceptors (`hk.intercept_methods`) and
-        getters then see nothing of what is in them. Not for batch normalisation.
-        `timm_compat=True` computes an NFNet as timm does, for weights trained there: the
-        exact GELU, and 1e-5 added to the variance of the weights.
+        `stochdepth_rate`, `activation` and `alpha`, or
 
-    Returns:
-      A `Model`.
+        - `compute_dtype`: dtype of the feature maps, float32 by default. Parameters and
+          logits are always float32.
+        - `remat`: one of `nfnets.models.REMAT`. With `block` or `stage` the backward pass
+          recomputes the activations of each block or stage, which saves memory.
+        - `timm_compat`: True for NFNets with weights trained in timm, which uses the exact
+          GELU and adds 1e-5 to the variance of the weights.
 
     Raises:
-      ValueError: the name or an override is unknown, or a value is out of range.
+      UserError: the name or an override is unknown, or a value is out of range.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    compute_dtype = jnp.dtype(overrides.pop("compute_dtype", jnp.float32))
+        raise UserError(f"num_classes must be at least 1, not {num_classes}")
+    compute_dtype = overrides.pop("compute_dtype", "float32")
+    try:
+        compute_dtype = jnp.dtype(compute_dtype)
+    except TypeError:
+        raise UserError(
+            f"compute_dtype must be a dtype such as bfloat16, not {compute_dtype!r}"
+        ) from None
     policy = jmp.Policy(
         param_dtype=jnp.float32, compute_dtype=compute_dtype, output_dtype=jnp.float32
     )
     remat = overrides.pop("remat", "none")
     if remat not in REMAT:
-        raise ValueError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
-    outline = bool(overrides.pop("outline", False))
+        raise UserError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     spec = variants.get_spec(name)
     if overrides.pop("timm_compat", False):
         if spec.module_name != "NFNet":
-            raise ValueError(f"timm_compat is for NFNets, not for {name}")
-        overrides = {**overrides, **_TIMM}
+            raise UserError(f"timm_compat is for NFNets, not for {name}")
+        overrides |= _TIMM
     spec = spec.override(overrides)
 
     def forward(
-        images: jax.Array,
-        is_training: bool,
-        example_index: jax.Array | None = None,
-        *,
-        outline: bool,
+        images: jax.Array, is_training: bool, example_index: jax.Array | None = None
     ) -> Outputs:
-        network = ResidualNet(spec, num_classes, policy, remat, outline)
+        network = ResidualNet(spec, num_classes, policy, remat)
         return network(images, is_training, example_index)
 
-    return Model(name, num_classes, spec, policy, remat, outline, forward)
+    return Model(name, num_classes, spec, policy, remat, forward)
 
 
 def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
@@ -220,7 +229,7 @@ def _draw(rng: jax.Array, recipes: _Recipes) -> dict[str, dict[str, jax.Array]]:
     return arrays
 
 
-def _shapes(recipes: _Recipes) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def _shapes(recipes: _Recipes) -> Any:
     shapes: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     for (module, name), (shape, dtype, _) in recipes.items():
         shapes.setdefault(module, {})[name] = jax.ShapeDtypeStruct(shape, dtype)

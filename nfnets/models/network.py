@@ -1,39 +1,24 @@
-"""The network that all variants are: stem, stages of residual blocks, classifier.
+"""The residual network of all families: stem, stages of residual blocks, classifier.
 
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Sequence
-import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+import functools
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import jmp
 
-from nfnets.models import activations, initializers, layers
+from nfnets.models import activations, initializers, layers, names
 from nfnets.models.batch_norm import BatchNorm
-from nfnets.models.block_calls import run_blocks
-from nfnets.models.residual import BlockLayout, ResidualBlock, add_scalar, make_conv
-from nfnets.models.spec import ModelSpec
-
-Remat = Literal["none", "block", "stage"]
-REMAT: tuple[Remat, ...] = get_args(Remat)
-
-
-def check_images(name: str, images: jax.Array | jax.ShapeDtypeStruct) -> None:
-    """Makes sure that a network called `name` can take `images`.
-
-    Raises:
-      ValueError: they are not [N, H, W, 3].
-    """
-    if len(images.shape) != 4 or images.shape[-1] != 3:
-        raise ValueError(f"{name} takes images [N, H, W, 3], not {list(images.shape)}")
+from nfnets.models.residual import ResidualBlock, add_scalar, make_conv
+from nfnets.models.spec import ModelSpec, Remat
 
 
 class ResidualNet(hk.Module):
-    """Stem, stages of residual blocks, pooling, a linear classifier."""
+    """Stem, stages of residual blocks, average pooling, linear classifier."""
 
     def __init__(
         self,
@@ -41,40 +26,36 @@ class ResidualNet(hk.Module):
         num_classes: int,
         policy: jmp.Policy,
         remat: Remat = "none",
-        outline: bool = False,
     ) -> None:
-        """Builds the layers.
+        """Creates the layers.
 
         Args:
-          spec: of the variant.
+          spec: description of the network.
           num_classes: number of logits.
-          policy: its `compute_dtype` is that of all feature maps.
-          remat: the unit whose activations the backward pass computes again.
-          outline: make blocks functions of their own, see `run_blocks`. Without effect
-            where they have state.
+          policy: its `compute_dtype` is the dtype of all feature maps.
+          remat: the unit whose activations the backward pass recomputes.
         """
         super().__init__(name=spec.module_name)
-        self._remat = remat
-        self._outline = outline and spec.block.normalization != "batch"
         self._spec = spec
         self._policy = policy
+        self._remat = remat
         self._activation = activations.get(spec.activation, spec.scaled_activation)
         self._stem = [
             make_conv(
                 spec.block,
-                c.channels,
-                c.kernel_size,
-                stride=c.stride,
+                conv.channels,
+                conv.kernel_size,
+                stride=conv.stride,
                 is_stem=True,
-                name=c.name,
+                name=conv.name,
             )
-            for c in spec.stem
+            for conv in spec.stem
         ]
         self._stages = self._build_stages()
         self._final_conv = None
         if spec.final_width is not None:
             self._final_conv = make_conv(spec.block, spec.final_width, 1, name="final_conv")
-        # Before the first activation of post-activation networks, the last of others.
+        # Precedes the last activation of preactivation networks, the first one of others.
         self._batch_norm = None
         if spec.block.normalization == "batch":
             self._batch_norm = BatchNorm(
@@ -82,34 +63,31 @@ class ResidualNet(hk.Module):
                 "final_bn" if spec.block.preactivation else "initial_bn",
             )
         w_init = initializers.ScaledNormal(spec.classifier_stddev)
-        self._classifier = layers.Linear(num_classes, w_init, name="linear")
+        self._classifier = layers.Linear(num_classes, w_init, name=names.HEAD)
 
-    @hk.transparent  # keeps the published names: no scope of its own
+    @hk.transparent  # keeps the published names of the blocks
     def _build_stages(self) -> list[list[ResidualBlock]]:
         spec = self._spec
+        expected_stds = iter(spec.expected_stds())
         channels = spec.stem[-1].channels
-        expected_std = 1.0
         stages: list[list[ResidualBlock]] = []
         for width, depth, stride in zip(
             spec.widths, spec.depths, spec.strides, strict=True
         ):
             blocks = []
             for index in range(depth):
-                layout = BlockLayout(
-                    spec=spec.block,
-                    activation=self._activation,
+                block = ResidualBlock(
+                    spec.block,
+                    self._activation,
                     in_channels=channels,
                     out_channels=width,
                     stride=stride if index == 0 else 1,
+                    expected_std=next(expected_stds),
                     is_first=not stages and index == 0,
                     num_blocks=sum(spec.depths),
                 )
-                blocks.append(ResidualBlock(layout, expected_std))
+                blocks.append(block)
                 channels = width
-                # A transition block's shortcut is normalised by its projection, so the
-                # variance starts again from 1; every branch then adds alpha^2.
-                start = 1.0 if index == 0 else expected_std**2
-                expected_std = math.sqrt(start + spec.block.alpha**2)
             stages.append(blocks)
         return stages
 
@@ -119,31 +97,28 @@ class ResidualNet(hk.Module):
         """Classifies images.
 
         Args:
-          images: float [N, H, W, 3], normalised.
-          is_training: apply dropout and stochastic depth, which need a random key, and
-            normalise by the batch's statistics where there is batch normalisation.
-          example_index: int [N], each example's position in the global batch, to which
-            its random numbers belong; None: 0 to N - 1.
+          images: float [N, H, W, 3], normalized.
+          is_training: apply dropout and stochastic depth, which need a random key; batch
+            normalization uses and records the statistics of the batch.
+          example_index: int [N], position of each example in the global batch, on which
+            its random numbers depend; None for 0 to N - 1.
 
         Returns:
           `logits` [N, classes] and `pool` [N, features], float32; the end points `stem`,
-          `stage_1` ... and, where there is one, `final_conv`, each [N, height, width,
-          channels] in the policy's compute dtype.
+          `stage_1` ... and, in networks that have one, `final_conv`, each
+          [N, height, width, channels] in the policy's compute dtype.
         """
-        check_images(self._spec.name, images)
         if example_index is None:
             example_index = jnp.arange(images.shape[0])
-        key = hk.next_rng_key() if is_training and self._needs_key() else None
-        keep = self._draw_kept_blocks(key, example_index)
+        key = hk.next_rng_key() if is_training and self._is_random() else None
+        keep = iter(self._draw_kept_branches(key, example_index))
 
         outputs: dict[str, jax.Array] = {}
         images = self._policy.cast_to_compute(images)
         hidden = outputs["stem"] = self._run_stem(images, is_training)
-        position = 0
         for number, blocks in enumerate(self._stages, start=1):
-            kept = keep[position : position + len(blocks)]
+            kept = [next(keep) for _ in blocks]
             hidden = self._run_stage(blocks, hidden, kept, is_training)
-            position += len(blocks)
             outputs[f"stage_{number}"] = hidden
         if self._final_conv is not None:
             hidden = outputs["final_conv"] = self._final_conv(hidden)
@@ -181,35 +156,23 @@ class ResidualNet(hk.Module):
         keep: Sequence[jax.Array | None],
         is_training: bool,
     ) -> jax.Array:
-        """Runs blocks one after the other, each with its examples to `keep`."""
+        """Runs blocks in sequence, each with its examples to `keep`."""
 
-        def in_place(blocks: Sequence[ResidualBlock]) -> Callable[..., jax.Array]:
-            def call(hidden: jax.Array, keep: Sequence[jax.Array | None]) -> jax.Array:
-                for block, kept in zip(blocks, keep, strict=True):
-                    hidden = block(hidden, kept, is_training)
-                return hidden
+        def run(hidden: jax.Array, keep: Sequence[jax.Array | None]) -> jax.Array:
+            for block, kept in zip(blocks, keep, strict=True):
+                call = functools.partial(block, is_training=is_training)
+                hidden = (hk.remat(call) if self._remat == "block" else call)(hidden, kept)
+            return hidden
 
-            return hk.remat(call) if remat else call
+        return (hk.remat(run) if self._remat == "stage" else run)(inputs, keep)
 
-        remat = self._remat != "none"
-        outline = self._outline and not hk.running_init()
-        together = len(blocks) if self._remat == "stage" else 1
-        hidden = inputs
-        for start in range(0, len(blocks), together):
-            part, kept = blocks[start : start + together], keep[start : start + together]
-            if outline:
-                hidden = run_blocks(part, hidden, kept, is_training, remat)
-            else:
-                hidden = in_place(part)(hidden, kept)
-        return hidden
-
-    def _needs_key(self) -> bool:
+    def _is_random(self) -> bool:
         return self._spec.drop_rate > 0 or self._spec.stochdepth_rate > 0
 
-    def _draw_kept_blocks(
+    def _draw_kept_branches(
         self, key: jax.Array | None, example_index: jax.Array
     ) -> list[jax.Array | None]:
-        """For each block which examples keep its branch, bool [N], or None for all."""
+        """Returns for each block the examples that keep its branch, bool [N]; None: all."""
         count = sum(self._spec.depths)
         if key is None or self._spec.stochdepth_rate == 0:
             return [None] * count

@@ -1,23 +1,31 @@
-"""The last step between pixels and networks."""
+"""Normalization of images."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-# Per channel (red, green, blue), on the scale 0 to 255: ImageNet's, which the published
-# weights expect.
+# ImageNet's statistics per channel (red, green, blue) on the scale 0 to 255, for which the
+# published weights were trained.
 MEAN_RGB = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def normalize_images(images: jax.Array) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation of each channel.
+def normalize_images(
+    images: jax.Array,
+    mean_rgb: Sequence[float] = MEAN_RGB,
+    stddev_rgb: Sequence[float] = STDDEV_RGB,
+) -> jax.Array:
+    """Subtracts each channel's mean and divides by its standard deviation.
 
     Args:
       images: uint8 or float [..., 3], in [0, 255].
+      mean_rgb: means of the three channels, on the scale of the images.
+      stddev_rgb: standard deviations of the three channels.
 
     Returns:
       float32 [..., 3].
     """
-    mean = jnp.asarray(MEAN_RGB, jnp.float32)
-    stddev = jnp.asarray(STDDEV_RGB, jnp.float32)
+    mean = jnp.asarray(mean_rgb, jnp.float32)
+    stddev = jnp.asarray(stddev_rgb, jnp.float32)
     return (images.astype(jnp.float32) - mean) / stddev

@@ -1,29 +1,43 @@
-"""The description of a residual network that every family fills in."""
+"""Descriptions of residual networks: the fields that every family fills in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
-# What keeps the signal in bounds besides the convolutions' weights: nothing, batch
-# normalisation, or the scalar biases and the scale of FixUp.
+from nfnets.errors import UserError
+
+# How activations are kept in range: by the weights alone, by batch normalization, or by
+# the scalar biases and scales of FixUp.
 Normalization = Literal["none", "batch", "fixup"]
 
-# Distribution of the convolutions' initial weights, but for standardised ones, whose
-# scale does not matter: `truncated` has variance 1 / fan-in before truncation at two
-# standard deviations (Haiku's default), `he` 2 / fan-in, `fixup` 2 / fan-out on shortcuts
-# and 2 / fan-out / sqrt(blocks) on branches, whose last convolution starts at zero.
+# Initial weights of convolutions without weight standardization: normal with variance
+# 1 / fan-in, truncated at two standard deviations (Haiku's default); normal with variance
+# 2 / fan-in; or FixUp's, normal with variance 2 / fan-out in shortcuts and
+# 2 / (fan-out sqrt(blocks)) in branches, whose last convolution starts at zero.
 ConvInit = Literal["truncated", "he", "fixup"]
 
-# What keeps standardised weights finite: a lower bound of variance x fan-in, or a term
-# added to the variance (as timm has it).
+# How weight standardization avoids a division by zero: variance x fan-in is at least eps,
+# or eps is added to the variance (timm).
 WeightEpsRule = Literal["floor", "added"]
+
+# The unit whose activations the backward pass recomputes instead of storing them.
+Remat = Literal["none", "block", "stage"]
+REMAT: tuple[Remat, ...] = get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StemConv:
-    """One convolution of the stem; an activation stands between two of them."""
+    """A convolution of the stem; activations stand between the stem's convolutions.
+
+    Attributes:
+      name: Haiku name.
+      channels: output channels.
+      kernel_size: side of the square kernel, pixels.
+      stride: in both directions.
+    """
 
     name: str
     channels: int
@@ -33,36 +47,38 @@ class StemConv:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """What the residual blocks of a network have in common.
+    """What all residual blocks of a network share.
 
     Attributes:
-      module_name: Haiku name; the k-th block is `module_name_k`.
+      module_name: Haiku name; the k-th block is called `module_name_k`.
       alpha: factor on the residual branch.
-      skip_gain: a learnt factor on the branch besides, 0 at first.
-      scale_inputs: divide a block's input by its predicted standard deviation.
-      preactivation: activations stand before convolutions, and not on the shortcut of
-        blocks of equal width; otherwise after them, and after the sum of both paths.
-      normalization: see `Normalization`; FixUp's scalars on every convolution, batch
-        normalisation before every activation.
-      sync_batch_norm: name of the mapped axis over whose devices batch normalisation
-        takes its statistics; None: each device takes its own.
-      weight_standardization: convolutions with standardised weights, gains and biases.
-      weight_eps: of the standardisation.
+      skip_gain: whether a learnable scalar, initially 0, multiplies the branch as well.
+      scale_inputs: divide the input by its predicted standard deviation.
+      preactivation: activations precede convolutions; otherwise they follow them, and the
+        sum of shortcut and branch.
+      normalization: see `Normalization`; batch normalization precedes each activation,
+        FixUp's scalars surround each convolution.
+      sync_batch_norm: name of the mapped axis over whose devices the batch statistics are
+        averaged; None for statistics per device.
+      weight_standardization: convolutions have standardized weights, gains and biases.
+      weight_eps: epsilon of the standardization.
       weight_eps_rule: see `WeightEpsRule`.
-      conv_bias: other convolutions have a bias too (not those of the stem).
-      stem_bias: those of the stem have one as well.
+      conv_bias: convolutions without standardization have a bias, except in the stem.
+      stem_bias: convolutions of the stem without standardization have a bias.
       conv_init: see `ConvInit`.
-      bottleneck_ratio: width of the branch's inner convolutions over the block's output
+      bottleneck_ratio: width of the inner convolutions divided by the block's output
         width.
-      ratio_of_input: the ratio is over the input width instead, and 1 in the network's
-        first block.
-      group_width: channels per group of the 3x3 convolutions; None: one group.
-      spatial_convs: Haiku names of the 3x3 convolutions; the first one is strided.
-      se_ratio: hidden width of squeeze-and-excite over its input; None: none.
-      se_scale: factor on squeeze-and-excite's gates, whose mean is near one half.
-      se_before_last: it stands before the branch's last convolution, not after.
-      pool_shortcut: a strided block's shortcut is average-pooled and then projected;
-        otherwise its projection is strided.
+      ratio_of_input: divide by the input width instead; the ratio of the network's first
+        block is then 1.
+      group_width: channels per group of the 3x3 convolutions; None for a single group.
+      spatial_convs: Haiku names of the 3x3 convolutions, of which the first is strided.
+      se_ratio: hidden width of squeeze-and-excite divided by its input width; None for
+        blocks without it.
+      se_scale: factor on squeeze-and-excite's gates, whose mean is about one half.
+      se_before_last: squeeze-and-excite precedes the last convolution instead of
+        following it.
+      pool_shortcut: strided shortcuts are average-pooled, then projected; otherwise the
+        projection is strided.
     """
 
     module_name: str
@@ -96,22 +112,22 @@ class BlockSpec:
         ):
             value = getattr(self, field)
             if value not in get_args(choices):
-                raise ValueError(
+                raise UserError(
                     f"{field} must be one of {', '.join(get_args(choices))}, not {value!r}"
                 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the published training recipe ties to a variant.
+    """What the published training recipe sets per variant.
 
     Attributes:
-      train_size: side of the training crops, pixels.
+      train_size: side of the training images, pixels.
       test_size: side of the evaluation images, pixels.
-      randaugment_layers: operations per image.
-      randaugment_magnitude: of every operation.
-      weight_decay: L2 coefficient on weights (not on gains and biases).
-      top1: ImageNet accuracy that the paper reports, percent; None where it gives none.
+      randaugment_layers: RandAugment operations per image.
+      randaugment_magnitude: magnitude of the operations.
+      weight_decay: coefficient on weights (not on gains and biases).
+      top1: ImageNet accuracy given in the paper, percent; None if it gives none.
     """
 
     train_size: int
@@ -124,23 +140,25 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A residual network, complete but for the number of classes.
+    """A residual network, complete except for the number of classes.
 
     Attributes:
-      name: as `create_model` takes it.
-      module_name: Haiku name of the whole network.
+      name: name for `create_model`.
+      module_name: Haiku name of the network.
       stem: convolutions before the first block.
-      stem_pool: a max-pooling by two after them.
+      stem_pool: whether a strided max pooling follows them.
       widths: output channels of each stage.
-      depths: blocks of each stage.
-      strides: of the first block of each stage.
+      depths: number of blocks of each stage.
+      strides: stride of each stage's first block.
       block: see `BlockSpec`.
-      final_width: channels of the 1x1 convolution after the last block; None: none.
-      activation: name in `nfnets.models.activations`.
-      scaled_activation: times its gamma, for unit variance.
-      classifier_stddev: of the classifier's initial weights, which are normal.
-      drop_rate: dropout before the classifier, in [0, 1).
-      stochdepth_rate: stochastic depth; block i of n is dropped at the rate i / n of it.
+      final_width: output channels of the 1x1 convolution after the last block; None for
+        networks without it.
+      activation: a name in `nfnets.models.activations`.
+      scaled_activation: multiply the activation by its gamma, for unit variance.
+      classifier_stddev: standard deviation of the classifier's initial weights.
+      drop_rate: dropout rate before the classifier, in [0, 1).
+      stochdepth_rate: stochastic depth rate, in [0, 1); the rate of block i of n, counted
+        from 0, is i / n of it.
       recipe: see `Recipe`.
     """
 
@@ -160,20 +178,35 @@ class ModelSpec:
     stochdepth_rate: float
     recipe: Recipe
 
+    def expected_stds(self) -> list[float]:
+        """Returns the predicted standard deviation of each block's input, the paper's beta.
+
+        Each branch adds alpha^2 to the variance. A stage's first block projects its
+        normalized input on the shortcut, which resets the variance to 1.
+        """
+        stds = []
+        variance = 1.0
+        for depth in self.depths:
+            for index in range(depth):
+                stds.append(math.sqrt(variance))
+                variance = (1.0 if index == 0 else variance) + self.block.alpha**2
+        return stds
+
     def override(self, changes: Mapping[str, Any]) -> ModelSpec:
-        """Returns a copy with fields of this class or of its block replaced.
+        """Returns a copy with changed fields.
 
         Args:
-          changes: field name -> value, for instance {"drop_rate": 0.0, "alpha": 0.1}.
+          changes: fields of this class or of `BlockSpec` and their values, for instance
+            {"drop_rate": 0.0, "alpha": 0.1}.
 
         Raises:
-          ValueError: a name is no field, or a rate is out of [0, 1).
+          UserError: a field is unknown, or a value is out of range.
         """
         block_fields = {f.name for f in dataclasses.fields(BlockSpec)} - {"module_name"}
         own_fields = {f.name for f in dataclasses.fields(ModelSpec)} - {"name", "block"}
         unknown = sorted(set(changes) - block_fields - own_fields)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} has no option {', '.join(map(repr, unknown))}; it has "
                 f"{', '.join(sorted(own_fields | block_fields))}"
             )
@@ -184,7 +217,7 @@ class ModelSpec:
         )
         for field in ("drop_rate", "stochdepth_rate"):
             if not 0 <= getattr(spec, field) < 1:
-                raise ValueError(f"{field} must be in [0, 1), not {getattr(spec, field)}")
+                raise UserError(f"{field} must be in [0, 1), not {getattr(spec, field)}")
         if not len(spec.widths) == len(spec.depths) == len(spec.strides):
-            raise ValueError("widths, depths and strides must have one entry per stage")
+            raise UserError("widths, depths and strides must have one entry per stage")
         return spec

@@ -1,14 +1,15 @@
-"""The tables of variants, the single source of what follows from a model's name.
+"""Tables of variants: sizes, rates and recipes of all models by name.
 
 NFNet: "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
-tables 1 and 6 and section 5. The other families and their recipes: the published code of
+tables 1 and 6 and section 5. Other families and their recipes: the published code of
 "Characterizing signal propagation to close the performance gap in unnormalized ResNets"
-(2021). Accuracies stand here only where the project has the paper's table.
+(2021).
 """
 
 import dataclasses
 import difflib
 
+from nfnets.errors import UserError
 from nfnets.models.spec import BlockSpec, ModelSpec, Recipe, StemConv
 
 # suffix -> (train px, test px, dropout, RandAugment magnitude, top-1 %). The depth of Fn
@@ -31,7 +32,7 @@ _NFNET_PLUS_WIDTHS = (384, 768, 2048, 2048)
 def _nfnet(
     name: str, widths: tuple[int, ...], depths: tuple[int, ...], group_width: int = 128
 ) -> ModelSpec:
-    """An NFNet with F0's recipe; the ends' widths follow from the stages'."""
+    """Returns an NFNet with the recipe of F0."""
     return ModelSpec(
         name=name,
         module_name="NFNet",
@@ -86,7 +87,7 @@ def _nfnet_variant(suffix: str, plus: bool) -> ModelSpec:
 
 
 def _nfnet_tiny() -> ModelSpec:
-    """F0's block at widths and sizes for tests and the built-in digits."""
+    """Returns a small NFNet for tests and the built-in digits."""
     spec = _nfnet("nfnet_tiny", (32, 64, 96, 96), (1, 1, 2, 1), group_width=16)
     recipe = Recipe(
         train_size=32,
@@ -99,9 +100,7 @@ def _nfnet_tiny() -> ModelSpec:
 
 
 # suffix -> (widths before the factor 3/4, depths, train px, test px, dropout).
-_NF_REGNET_VARIANTS: dict[
-    str, tuple[tuple[int, ...], tuple[int, ...], int, int, float]
-] = {
+_NF_REGNET_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, float]] = {
     "b0": ((48, 104, 208, 440), (1, 3, 6, 6), 192, 224, 0.2),
     "b1": ((48, 104, 208, 440), (2, 4, 7, 7), 224, 256, 0.2),
     "b2": ((56, 112, 232, 488), (2, 4, 8, 8), 240, 272, 0.3),
@@ -143,7 +142,7 @@ def _nf_regnet(suffix: str) -> ModelSpec:
             test_size=test_size,
             randaugment_layers=0,
             randaugment_magnitude=0,
-            # 1e-5 more for each variant; published up to B5.
+            # Published up to B5; increases by 1e-5 per variant.
             weight_decay=(5 + int(suffix[1:])) * 1e-5,
         ),
     )
@@ -156,8 +155,8 @@ _RESNET_DEPTHS = {
     "200": (3, 24, 36, 3),
     "288": (24, 24, 24, 24),
 }
-# What the ResNets without standardised weights have in common; their activations are
-# plain and their classifiers start at zero.
+# ResNets without weight standardization, whose activations are not scaled and whose
+# classifiers are initially zero.
 _PLAIN_BLOCK = BlockSpec(
     module_name="",
     alpha=1.0,
@@ -170,7 +169,7 @@ _PLAIN_BLOCK = BlockSpec(
 _NF_RESNET_BLOCK = BlockSpec(
     module_name="nf_res_block", alpha=0.2, bottleneck_ratio=0.25, pool_shortcut=False
 )
-# Prefix, suffix of the name around the depth -> (Haiku name, stochastic depth, block).
+# (prefix, suffix) of the name around the depth -> (Haiku name, stochastic depth, block).
 _RESNET_FAMILIES: dict[tuple[str, str], tuple[str, float, BlockSpec]] = {
     ("nf_resnet", ""): ("NF_ResNet", 0.1, _NF_RESNET_BLOCK),
     ("nf_seresnet", ""): (
@@ -270,12 +269,12 @@ def get_spec(name: str) -> ModelSpec:
     """Returns the description of a model.
 
     Raises:
-      ValueError: the name is unknown; the message gives the nearest ones.
+      UserError: the name is unknown; the message lists similar ones.
     """
     if name not in _SPECS:
         close = difflib.get_close_matches(name, _SPECS, n=3) or list(_SPECS)[:3]
-        raise ValueError(
+        raise UserError(
             f"unknown model {name!r}; did you mean {' or '.join(close)}? "
-            "nfnets.list_models() gives all names"
+            "nfnets.list_models() lists all names"
         )
     return _SPECS[name]

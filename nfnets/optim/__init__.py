@@ -1,11 +1,10 @@
-"""Optimization: adaptive gradient clipping, the optimizer, schedules, averages."""
+"""Optimization: AGC, the optimizer, learning-rate schedules, EMA and SAM."""
 
 from nfnets.optim.agc import AdaptiveGradClipState, adaptive_grad_clip, unitwise_norm
 from nfnets.optim.ema import update_ema
-from nfnets.optim.norm import global_norm
 from nfnets.optim.optimizer import OPTIMIZERS, clipping_state, create_optimizer
 from nfnets.optim.sam import sam_perturbation
-from nfnets.optim.schedules import warmup_cosine
+from nfnets.optim.schedules import create_schedule, warmup_cosine
 
 __all__ = [
     "OPTIMIZERS",
@@ -13,7 +12,7 @@ __all__ = [
     "adaptive_grad_clip",
     "clipping_state",
     "create_optimizer",
-    "global_norm",
+    "create_schedule",
     "sam_perturbation",
     "unitwise_norm",
     "update_ema",

@@ -1,48 +1,49 @@
-"""Adaptive gradient clipping as an optax gradient transformation."""
+"""Adaptive gradient clipping (AGC) as an optax gradient transformation."""
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
 import optax
 
-from nfnets.outlining import inlined, map_in_parts
+from nfnets.errors import UserError
+from nfnets.optim.ranges import check_range
 
-# Which axes of a parameter belong to one unit; None: the whole array is one unit.
+# Axes of an array over which a unit's norm is taken; None: all.
 Axes = int | Sequence[int] | None
 AxisRule = Callable[[jax.Array], Axes]
 
 
 class AdaptiveGradClipState(NamedTuple):
-    """What clipping did at the last update.
+    """Statistics of the last update.
 
     Attributes:
       clipped_fraction: float32 scalar in [0, 1], share of all units that were clipped.
-      max_ratio: float32 scalar, the largest |gradient| / max(|weight|, eps) of a unit;
-        clipping starts above `clipping`.
-      layer_clipped_fraction: the same per array, a tree like the parameters (None where
-        nothing is clipped), or () unless `per_layer` was asked for.
+      max_ratio: float32 scalar, largest |gradient| / max(|weight|, eps) of all units
+        before clipping.
+      layer_clipped_fraction: the same for each array, as a tree like the parameters (None
+        for arrays that are not clipped); () without `per_layer`.
       layer_max_ratio: likewise.
     """
 
-    clipped_fraction: chex.Array
-    max_ratio: chex.Array
+    clipped_fraction: jax.Array
+    max_ratio: jax.Array
     layer_clipped_fraction: Any = ()
     layer_max_ratio: Any = ()
 
 
 def default_axes(array: jax.Array) -> Axes:
-    """The published rule: which axes form a unit's fan-in.
+    """Returns the axes of a unit's fan-in for the layouts of JAX libraries.
 
-    Scalars, vectors and arrays of which at most one dimension is larger than 1: the whole
-    array. Linear weights [in, out] (rank 2 and 3): axis 0. Convolution weights HWIO and
-    DHWIO (rank 4 and 5): all but the last.
+    Scalars, vectors and arrays with at most one dimension larger than 1: all axes. Linear
+    weights [in, out] (rank 2 and 3): axis 0. Convolution weights HWIO and DHWIO (rank 4
+    and 5): all axes but the last.
 
     Raises:
-      ValueError: rank above 5.
+      UserError: the rank is above 5.
     """
     if sum(size != 1 for size in array.shape) <= 1:
         return None
@@ -50,102 +51,106 @@ def default_axes(array: jax.Array) -> Axes:
         return 0
     if array.ndim in (4, 5):
         return tuple(range(array.ndim - 1))
-    raise ValueError(
+    raise UserError(
         f"adaptive_grad_clip has no rule for an array of shape {list(array.shape)}; "
-        "say with `axis` which axes form a unit"
+        "pass the axes that form a unit as `axis`"
     )
 
 
 def unitwise_norm(array: jax.Array, axis: Axes = None) -> jax.Array:
-    """L2 norm of each unit.
+    """Returns the L2 norm of each unit.
 
-    Half-precision values are scaled by their largest magnitude and summed in float32, so
-    that neither squares nor sums leave the range of numbers.
+    Half-precision values are scaled by the largest magnitude and summed in float32, so
+    that neither squares nor sums overflow.
 
     Args:
       array: real or complex, any shape.
-      axis: the axes that form a unit; None: all.
+      axis: axes that form a unit; None: all.
 
     Returns:
-      Real, at least float32; the shape of `array` with 1 in place of the unit's axes.
+      Real array, at least float32, with 1 in place of the unit's axes in its shape.
     """
     axis = tuple(axis) if isinstance(axis, Sequence) else axis
-    is_half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    if not is_half:
-        magnitude = jnp.abs(array) if jnp.iscomplexobj(array) else array
+    magnitude = jnp.abs(array)
+    if magnitude.dtype.itemsize >= 4:
         return jnp.sqrt(jnp.sum(jnp.square(magnitude), axis=axis, keepdims=True))
-    magnitude = jnp.abs(array.astype(jnp.float32))
+    magnitude = magnitude.astype(jnp.float32)
     largest = jnp.max(magnitude, axis=axis, keepdims=True, initial=0.0)
     scale = jnp.where(largest > 0, largest, 1.0)
-    squares = jnp.square(magnitude / scale)
-    return scale * jnp.sqrt(jnp.sum(squares, axis=axis, keepdims=True))
+    return scale * unitwise_norm(magnitude / scale, axis)
 
 
 def adaptive_grad_clip(
-    clipping: chex.Numeric,
-    eps: chex.Numeric = 1e-3,
+    clipping: ArrayLike,
+    eps: ArrayLike = 1e-3,
     *,
-    axis: Axes | AxisRule = default_axes,
+    axis: Axes | AxisRule = None,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     per_layer: bool = False,
 ) -> optax.GradientTransformation:
-    """Scales down each unit's gradient whose norm is large beside its weight's norm.
+    """Clips the gradient of each unit to at most `clipping` times the norm of its weight.
 
-    For a unit's weight W and gradient G, with w = max(|W|, eps):
+    For a unit's weight W and gradient G:
 
-        G <- G * clipping * w / |G|    where |G| >= clipping * w
+        G <- clipping * max(|W|, eps) / |G| * G    if |G| / max(|W|, eps) > clipping
 
-    "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
-    section 4, equation 3. Equal to `optax.adaptive_grad_clip` where that is defined, with
-    a choice of axes and arrays and a state that says what was clipped.
+    "High-Performance Large-Scale Image Recognition Without Normalization" (Brock et al.
+    2021), section 4, equation 3. Equal to `optax.adaptive_grad_clip` where that is defined.
 
-    Example, with a classifier that is not to be clipped:
+    Example, with a classifier that is not clipped:
 
+        params = {"body": jnp.ones((3, 8)), "head": jnp.ones((8, 10))}
         optimizer = optax.chain(
-            nfnets.adaptive_grad_clip(
-                0.01, mask=lambda params: {name: name != "head" for name in params}
-            ),
+            nfnets.adaptive_grad_clip(0.01, mask={"body": True, "head": False}),
             optax.sgd(0.1, momentum=0.9, nesterov=True),
         )
+        state = optimizer.init(params)
+        gradients = jax.tree.map(jnp.ones_like, params)
         updates, state = optimizer.update(gradients, state, params)
-        state[0].clipped_fraction  # share of units clipped, float32 scalar
+        state[0].clipped_fraction  # 1.0: all units of `body`
 
     Args:
-      clipping: largest ratio of gradient norm to weight norm, > 0; the paper's lambda,
-        0.01 at batch size 4096 (more at smaller batches).
-      eps: lower bound of the weight norm, > 0, so that units at zero can grow.
-      axis: the axes that form a unit: a function of an array, by default `default_axes`
-        for JAX's layouts, or axes for every array of rank 2 or more, as (1, 2, 3) for
-        OIHW; smaller arrays are then one unit each.
-      mask: a tree of bools like the parameters or a prefix of it, or a function from
-        parameters to one; False leaves an array alone. None: everything is clipped.
-      per_layer: keep the figures of each array in the state as well.
+      clipping: largest ratio of gradient norm to weight norm, > 0; the paper's lambda:
+        0.01 at batch size 4096, larger for smaller batches.
+      eps: lower bound of the weight norm, > 0, so that units can grow from zero.
+      axis: axes that form a unit, such as (1, 2, 3) for OIHW; an array of lower rank is
+        reduced over those it has, and a vector is one unit. Or a function from an array
+        to its axes. None: `default_axes`.
+      mask: tree of bools like the parameters or a prefix of it, or a function from the
+        parameters to one; False leaves an array alone. None: all arrays are clipped.
+      per_layer: record the statistics of each array in the state, too.
 
     Returns:
-      An `optax.GradientTransformation` whose update needs `params`. Gradients keep their
-      dtype; leaves that are None stay None.
+      An `optax.GradientTransformation` whose `update` needs `params`. Gradients keep their
+      dtype; leaves that are not arrays of real or complex numbers pass through.
 
     Raises:
-      ValueError: at once if `clipping` or `eps` is not positive; in `update` when `params`
-        is missing, or an array has more than five dimensions under the default rule.
+      UserError: at once if `clipping` or `eps` is not positive; in `update` if `params` is
+        missing or an array has more than five dimensions and no `axis`.
     """
-    for name, value in (("clipping", clipping), ("eps", eps)):
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"adaptive_grad_clip: {name} must be above 0, not {value}")
-    axis_rule = axis if callable(axis) else _fixed_axes(axis)
+    check_range("(0, inf)", clipping=clipping, eps=eps)
+
+    def clip_factor(is_clipped: bool, weight: Any, gradient: Any) -> jax.Array | None:
+        """Returns clipping * max(|W|, eps) / |G| for each unit; clipped if below 1."""
+        if not is_clipped:
+            return None
+        if not _is_array(gradient):
+            return jnp.ones(0)  # no units
+        axes = _unit_axes(jnp.asarray(weight), axis)
+        max_norm = jnp.maximum(unitwise_norm(weight, axes), eps) * clipping
+        return max_norm / unitwise_norm(gradient, axes)
+
+    def max_ratio(factor: jax.Array) -> jax.Array:
+        ratio = jnp.divide(clipping, jnp.min(factor, initial=jnp.inf))
+        return ratio.astype(jnp.float32)
 
     def init(params: optax.Params) -> AdaptiveGradClipState:
-        # One buffer per scalar: a shared one could not be donated twice.
-        clip, treedef = _leaves_to_clip(params, params, mask)
+        def zeros(tree: Any) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros((), jnp.float32) if x else None, tree)
 
-        def per_layer_zeros() -> Any:
-            if not per_layer:
-                return ()
-            return treedef.unflatten([jnp.zeros(()) if c else None for _, c in clip])
-
-        return AdaptiveGradClipState(
-            jnp.zeros(()), jnp.zeros(()), per_layer_zeros(), per_layer_zeros()
-        )
+        layers = _is_clipped(mask, params) if per_layer else ()
+        # Four separate trees: arrays that share a buffer cannot be donated.
+        return AdaptiveGradClipState(zeros(True), zeros(True), zeros(layers), zeros(layers))
 
     def update(
         updates: optax.Updates,
@@ -154,126 +159,61 @@ def adaptive_grad_clip(
     ) -> tuple[optax.Updates, AdaptiveGradClipState]:
         del state
         if params is None:
-            raise ValueError(
-                "adaptive_grad_clip compares gradients with weights: call "
+            raise UserError(
+                "adaptive_grad_clip compares gradients with weights; call "
                 "update(gradients, state, params) with the parameters"
             )
-        clip, treedef = _leaves_to_clip(updates, params, mask)
-        gradients = treedef.flatten_up_to(updates)
-        parts = map_in_parts(
-            _headrooms,
-            [g for g, (_, c) in zip(gradients, clip, strict=True) if c],
-            [param for param, c in clip if c],
-            tuple(_hashable(axis_rule(param)) for param, c in clip if c),
-            clipping=clipping,
-            eps=eps,
-        )
-        found = [headroom for part in parts for headroom in part]
-        of_clipped = iter(found)
-        headrooms = [next(of_clipped) if c else None for _, c in clip]
-        outputs = [
-            gradient if headroom is None else _scale(gradient, headroom)
-            for gradient, headroom in zip(gradients, headrooms, strict=True)
-        ]
-        # Behind the barrier: XLA would count every array on its own, which takes longer to
-        # compile than clipping.
-        everywhere = jnp.concatenate([jnp.zeros(0), *(h.reshape(-1) for h in found)])
-        everywhere = jax.lax.optimization_barrier(everywhere)
-        state = AdaptiveGradClipState(
-            _clipped_fraction(everywhere), _max_ratio(everywhere, clipping)
-        )
+        factors = jax.tree.map(clip_factor, _is_clipped(mask, params), params, updates)
+        updates = jax.tree.map(_scale, factors, updates, is_leaf=lambda x: x is None)
+        units = jnp.concatenate([jnp.ones(0), *map(jnp.ravel, jax.tree.leaves(factors))])
+        state = AdaptiveGradClipState(_clipped_fraction(units), max_ratio(units))
         if per_layer:
-            by_layer = treedef.unflatten(headrooms)
             state = state._replace(
-                layer_clipped_fraction=jax.tree.map(_clipped_fraction, by_layer),
-                layer_max_ratio=jax.tree.map(lambda h: _max_ratio(h, clipping), by_layer),
+                layer_clipped_fraction=jax.tree.map(_clipped_fraction, factors),
+                layer_max_ratio=jax.tree.map(max_ratio, factors),
             )
-        return treedef.unflatten(outputs), state
+        return updates, state
 
     return optax.GradientTransformation(init, update)
 
 
-def _fixed_axes(axis: Axes) -> AxisRule:
-    return lambda array: axis if array.ndim >= 2 else None
+def _scale(factor: jax.Array | None, gradient: Any) -> Any:
+    if factor is None or not _is_array(gradient):
+        return gradient
+    return (gradient * jnp.minimum(factor, 1)).astype(jnp.result_type(gradient))
 
 
-def _hashable(axis: Axes) -> int | tuple[int, ...] | None:
-    return tuple(axis) if isinstance(axis, Sequence) else axis
+def _clipped_fraction(factor: jax.Array) -> jax.Array:
+    return jnp.sum(factor < 1).astype(jnp.float32) / max(factor.size, 1)
 
 
-def _leaves_to_clip(
-    updates: optax.Updates, params: optax.Params, mask: Any
-) -> tuple[list[tuple[Any, bool]], Any]:
-    """Each parameter with whether it is clipped, in the order of the updates' leaves."""
-    treedef = jax.tree.structure(updates, is_leaf=lambda x: x is None)
-    gradients = treedef.flatten_up_to(updates)
-    leaves = treedef.flatten_up_to(params)
-    wanted = mask(params) if callable(mask) else mask
-    if wanted is None:
-        flags = [True] * len(leaves)
-    else:
-        spread = jax.tree.map(
-            lambda flag, part: jax.tree.map(
-                lambda _: bool(flag), part, is_leaf=lambda x: x is None
-            ),
-            wanted,
-            updates,
-        )
-        flags = jax.tree.leaves(spread)
-    clip = [
-        (param, flag and gradient is not None and param is not None)
-        for gradient, param, flag in zip(gradients, leaves, flags, strict=True)
-    ]
-    return clip, treedef
+def _unit_axes(array: jax.Array, axis: Axes | AxisRule) -> Axes:
+    if axis is None:
+        return default_axes(array)
+    if callable(axis):
+        return axis(array)
+    if array.ndim < 2:
+        return None
+    axes = (axis,) if isinstance(axis, int) else axis
+    return tuple(a for a in axes if -array.ndim <= a < array.ndim)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _headrooms(
-    gradients: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    axes: Sequence[Axes],
-    clipping: chex.Numeric,
-    eps: chex.Numeric,
-) -> list[jax.Array]:
-    """`_headroom` of each array; one function, so that it is compiled sooner on CPU."""
-    with inlined():
-        return [
-            _headroom(gradient, weight, axis, clipping, eps)
-            for gradient, weight, axis in zip(gradients, weights, axes, strict=True)
-        ]
+def _is_clipped(mask: Any, params: optax.Params) -> Any:
+    """Returns a tree of bools like `params`; None in a mask counts as False."""
+    # A module may be callable, but unlike a function it is a tree.
+    if callable(mask) and jax.tree_util.all_leaves([mask]):
+        mask = mask(params)
+
+    def spread(flag: Any, part: Any) -> Any:
+        return jax.tree.map(lambda leaf: _is_array(leaf) and bool(flag), part)
+
+    mask = True if mask is None else mask
+    return jax.tree.map(spread, mask, params, is_leaf=lambda x: x is None)
 
 
-@functools.partial(jax.jit, static_argnames="axis")  # traced once for each shape
-def _headroom(
-    gradient: jax.Array,
-    weight: jax.Array,
-    axis: Axes,
-    clipping: chex.Numeric,
-    eps: chex.Numeric,
-) -> jax.Array:
-    """clipping x max(|W|, eps) / |G| of each unit: below 1 where it is to be clipped.
-
-    A quotient at the end, because XLA's CPU backend computes it once for each unit; what
-    ends in a product or a choice it computes anew in each operation that takes it. And the
-    same few operations for every array, because the backend compiles equal ones once.
-    """
-    max_norm = clipping * jnp.maximum(unitwise_norm(weight, axis), eps)
-    tiny = jnp.finfo(max_norm.dtype).tiny  # a gradient of zeros gives inf, never 0 / 0
-    return jnp.maximum(max_norm, tiny) / unitwise_norm(gradient, axis)
-
-
-@jax.jit
-def _scale(gradient: jax.Array, headroom: jax.Array) -> jax.Array:
-    """The clipped gradient, whose units that are not clipped keep their bits."""
-    return (gradient * jnp.minimum(headroom, 1)).astype(gradient.dtype)
-
-
-def _clipped_fraction(headroom: jax.Array) -> jax.Array:
-    """Share of the units that are clipped; 0 without any."""
-    return jnp.sum(headroom < 1).astype(jnp.float32) / max(headroom.size, 1)
-
-
-def _max_ratio(headroom: jax.Array, clipping: chex.Numeric) -> jax.Array:
-    """The largest |G| / max(|W|, eps) of a unit; 0 without any."""
-    least = jnp.min(headroom, initial=jnp.inf)
-    return (clipping / least).astype(jnp.float32)
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf holds real or complex numbers."""
+    return isinstance(leaf, float | complex) or (
+        isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )

@@ -2,54 +2,48 @@
 
 from typing import TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
-
-from nfnets.outlining import inlined, map_in_parts
+from jax.typing import ArrayLike
 
 Tree = TypeVar("Tree")
 
 
-def warmed_up_decay(decay: float, step: chex.Numeric) -> jax.Array:
-    """min(decay, (1 + step) / (10 + step)): early averages forget the initial values.
+def warmed_up_decay(decay: float, step: ArrayLike) -> jax.Array:
+    """Returns min(decay, (1 + step) / (10 + step)), which discounts the initial values.
 
     Args:
       decay: in [0, 1).
-      step: updates before this one, from 0.
+      step: number of updates before this one.
     """
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def update_ema(average: Tree, values: Tree, decay: float, step: chex.Numeric) -> Tree:
+def update_ema(average: Tree, values: Tree, decay: float, step: ArrayLike) -> Tree:
     """Returns decay * average + (1 - decay) * values, with the decay warmed up.
 
-    Leaves that are no floating-point numbers (counters) are taken over from `values`.
+    Example:
+
+        from nfnets import optim
+        average = params = {"w": jnp.zeros(3)}
+        for step in range(10):
+            params = {"w": params["w"] + 1.0}
+            average = optim.update_ema(average, params, 0.99, step)
 
     Args:
       average: tree of arrays.
-      values: a tree of the same structure, the newest values.
+      values: the newest values, a tree like `average`.
       decay: in [0, 1).
-      step: updates before this one, from 0.
+      step: number of updates before this one.
+
+    Returns:
+      A tree like `average`, of its dtypes. Integers (counters) are those of `values`.
     """
     rate = 1.0 - warmed_up_decay(decay, step)
-    treedef = jax.tree.structure(average)
-    parts = map_in_parts(
-        _blend_part, jax.tree.leaves(average), treedef.flatten_up_to(values), rate=rate
-    )
-    return treedef.unflatten([leaf for part in parts for leaf in part])
 
+    def blend(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return old + (rate * (new - old)).astype(old.dtype)
 
-@jax.jit
-def _blend_part(
-    old: list[jax.Array], new: list[jax.Array], rate: jax.Array
-) -> list[jax.Array]:
-    with inlined():
-        return [_blend(a, b, rate) for a, b in zip(old, new, strict=True)]
-
-
-@jax.jit  # traced once for each shape
-def _blend(old: jax.Array, new: jax.Array, rate: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(new.dtype, jnp.floating):
-        return new
-    return old + (rate * (new - old)).astype(old.dtype)
+    return jax.tree.map(blend, average, values)

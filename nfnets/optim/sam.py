@@ -1,24 +1,24 @@
-"""Sharpness-aware minimisation: the gradient at the worst point nearby."""
+"""Sharpness-aware minimization (SAM)."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nfnets.optim.norm import global_norm
+from nfnets.optim.ranges import check_range
 
 
 def sam_perturbation(gradient: optax.Updates, rho: float) -> optax.Updates:
-    """Returns the step of length `rho` along the gradient: rho * g / |g|.
+    """Returns SAM's ascent step, of length `rho` along the gradient: rho * g / |g|.
 
-    Foret et al.: "Sharpness-Aware Minimization for Efficiently Improving Generalization"
-    (2021), equation 2 with p = 2. The norm is over the whole tree, in float32.
+    "Sharpness-Aware Minimization for Efficiently Improving Generalization" (Foret et al.
+    2021), equation 2 with p = 2. The norm is over the whole tree.
 
     Example:
 
-        gradient = jax.grad(loss)(params, part_of_batch)
-        nearby = optax.tree.add(params, nfnets.sam_perturbation(gradient, 0.05))
-        gradient = jax.grad(loss)(nearby, batch)  # goes to the optimizer
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = {"w": jnp.array([3.0, 4.0])}
+        grad_fn = jax.grad(lambda params: jnp.sum(params["w"] ** 2))
+        nearby = optax.tree.add(params, nfnets.sam_perturbation(grad_fn(params), 0.05))
+        gradient = grad_fn(nearby)  # for the optimizer
 
     Args:
       gradient: tree of float arrays.
@@ -28,11 +28,14 @@ def sam_perturbation(gradient: optax.Updates, rho: float) -> optax.Updates:
       A tree like `gradient`; zeros where the whole gradient is zero.
 
     Raises:
-      ValueError: `rho` is negative.
+      UserError: `rho` is negative.
     """
-    if rho < 0:
-        raise ValueError(f"rho must be at least 0, not {rho}")
-    norm = global_norm(gradient)
+    check_range("[0, inf)", rho=rho)
+    # The squares of half-precision gradients would overflow.
+    wide = jax.tree.map(
+        lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient
+    )
+    norm = optax.tree.norm(wide)
     is_zero = norm == 0
     scale = jnp.where(is_zero, 0.0, rho / jnp.where(is_zero, 1.0, norm))
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)

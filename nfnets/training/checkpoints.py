@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
+import logging
 import pathlib
 import shutil
 import time
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
@@ -13,14 +16,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nfnets.errors import UserError
-from nfnets.models import Params, State
-from nfnets.training import distributed, integrity
 from nfnets.training.provenance import Provenance
-from nfnets.training.quiet import quieten_orbax
-from nfnets.training.state import TrainState
+from nfnets.training.state import TrainState, Weights, flatten_state, select_weights
 
-# The weights themselves, beside their averages.
-RAW = "raw"
 BEST_METRIC = "eval/top1"
 _SHOWN_DIFFERENCES = 4
 
@@ -30,14 +28,12 @@ class DamagedCheckpointError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saving goes on in the background.
+    """The checkpoints of one workdir. Saving continues in the background.
 
     The state is stored as one flat dictionary from path to array, so that a checkpoint
-    describes itself and two can be compared name by name. Of several processes one reads
-    and writes; the state is the same in all of them.
-
-    Beside what Orbax writes, each checkpoint has the arrays' CRC-32 sums in its provenance
-    and, once it is complete, the sizes of its files in `integrity.FILES_NAME`.
+    describes itself and two can be compared name by name. The CRC-32 checksums of the
+    arrays are stored with the provenance. Of several processes one reads and writes; the
+    state is the same in all of them.
     """
 
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1, keep_best: int = 0) -> None:
@@ -45,10 +41,10 @@ class Checkpoints:
 
         Args:
           workdir: of the run.
-          keep: newest checkpoints to keep.
-          keep_best: best ones by `BEST_METRIC` to keep besides.
+          keep: number of newest checkpoints to keep.
+          keep_best: number of best ones, by `BEST_METRIC`, to keep in addition.
         """
-        quieten_orbax()
+        _silence_orbax()
         self._folder = (pathlib.Path(workdir) / "checkpoints").absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._policies: list[preservation_policy.PreservationPolicy] = [
@@ -62,8 +58,8 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._unlisted: int | None = None  # step whose files are not listed yet
-        self._has_failed = False  # to write one, since the last that was complete
+        self._pending: int | None = None  # step of a save in progress
+        self._has_failed = False  # to write one, since the last complete checkpoint
         self._open()
 
     def _open(self) -> None:
@@ -88,7 +84,7 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Returns the newest checkpoint's step, None if there is none.
 
-        One that is being written counts; `wait` makes sure of it.
+        Includes a save in progress; `wait` completes it.
         """
         return self._manager.latest_step()
 
@@ -116,73 +112,71 @@ class Checkpoints:
         step = int(state.step)
         self.wait()
         if step in self._manager.all_steps():
-            self._list_files(step)
             return
-        # Copied, because on CPU the step that follows would overwrite what is being saved.
-        arrays = {path: np.array(leaf) for path, leaf in _flatten(state).items()}
-        sums = {path: integrity.checksum(array) for path, array in arrays.items()}
+        # Copied, because on CPU the next step would overwrite the arrays being saved.
+        arrays = {path: np.array(leaf) for path, leaf in flatten_state(state).items()}
+        sums = {path: _checksum(array) for path, array in arrays.items()}
         with self._writing(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays),
                     provenance=ocp.args.JsonSave(
-                        integrity.sealed({**provenance.as_json(), "checksums": sums})
+                        {**provenance.as_json(), "checksums": sums}
                     ),
                 ),
                 metrics=dict(metrics) if metrics else None,
             )
-            self._unlisted = step
+            self._pending = step
 
     def poll(self) -> None:
-        """Looks after a checkpoint that is being written, without waiting for it.
+        """Polls a save in progress without blocking.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the checkpoint could not be written.
         """
-        if self._unlisted is None or self._manager.is_saving_in_progress():
+        if self._pending is None or self._manager.is_saving_in_progress():
             return
         self.wait()
 
     def wait(self) -> None:
-        """Waits for a checkpoint that is being written.
+        """Waits for a save in progress.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the checkpoint could not be written.
         """
-        step, self._unlisted = self._unlisted, None
+        step, self._pending = self._pending, None
         if step is None:
             return
         with self._writing(step):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        self._list_files(step)
-        if self._has_failed and distributed.is_primary():
-            # Once more: threads of the failed attempt may have gone on writing for a while.
+        if self._has_failed:
+            # Again: threads of the failed attempt may have kept writing for a while.
             with contextlib.suppress(OSError):
                 self.remove_unfinished()
         self._has_failed = False
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
-        """Turns whatever keeps Orbax from writing into an OSError and starts it afresh."""
+        """Turns any error of Orbax into an OSError and restarts Orbax."""
         try:
             yield
         except Exception as error:  # of many types: OSError, ValueError, JaxRuntimeError
-            self._unlisted = None
+            self._pending = None
             self._has_failed = True
-            with contextlib.suppress(Exception):  # it says the same once more
+            with contextlib.suppress(Exception):  # the same error again
                 self._manager.close()
             self._open()
             with contextlib.suppress(OSError):
-                self.remove_unfinished()  # which takes the room that is wanted
+                self.remove_unfinished()  # it takes space that the next attempt needs
             raise OSError(f"checkpoint {step}: {_first_line(error)}") from error
 
     def restore_newest(
         self,
         template: TrainState,
         *,
-        complain: Callable[[str], None],
+        log: Callable[[str], None],
         check: Callable[[Provenance], object] = lambda provenance: None,
     ) -> tuple[TrainState, Provenance] | None:
         """Reads the newest checkpoint that is not damaged.
@@ -190,22 +184,22 @@ class Checkpoints:
         Damaged ones that are newer are moved to `damaged/` in the workdir.
 
         Args:
-          template: arrays or `jax.ShapeDtypeStruct`s that say what is expected.
-          complain: gets a line about each damaged one.
-          check: raises where a checkpoint is of another run, before its arrays are read.
+          template: expected arrays or `jax.ShapeDtypeStruct`s.
+          log: gets a line about each damaged one.
+          check: raises if a checkpoint is of another run, before its arrays are read.
 
         Returns:
           The state as numpy arrays and what it belongs to; None without any checkpoint.
 
         Raises:
-          UserError: the checkpoint holds other arrays, or all of them are damaged; then
-            they stay where they are.
+          UserError: the checkpoint holds other arrays, or all checkpoints are damaged, in
+            which case they stay where they are.
           OSError: a damaged one cannot be moved.
         """
         try:
             self.wait()
         except OSError as error:
-            complain(f"WARNING   could not write {error}")
+            log(f"WARNING   could not write {error}")
         errors: dict[int, DamagedCheckpointError] = {}
         for step in reversed(self.all_steps()):
             try:
@@ -215,26 +209,25 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 errors[step] = error
                 continue
-            for damaged, error in errors.items():
-                complain(f"WARNING   {error}; moved to {self._set_aside(damaged)}")
-            self._list_files(step)
+            for damaged, reason in errors.items():
+                log(f"WARNING   {reason}; moved to {self._set_aside(damaged)}")
             return found
         if not errors:
             return None
-        for error in errors.values():
-            complain(f"WARNING   {error}")
+        for reason in errors.values():
+            log(f"WARNING   {reason}")
         raise UserError(
-            f"no checkpoint of {self._folder} can be read; choose another --workdir to "
+            f"no checkpoint in {self._folder} can be read; choose another --workdir to "
             "start over"
         )
 
     def remove_unfinished(self) -> None:
-        """Removes what runs that were killed while they wrote have left.
+        """Removes the unfinished checkpoints of runs that were killed while writing.
 
         Only for the one process that writes here.
 
         Raises:
-          OSError: it cannot be removed.
+          OSError: they cannot be removed.
         """
         for path in self._folder.iterdir():
             if path.is_dir() and ocp.utils.TMP_DIR_SUFFIX in path.name:
@@ -253,38 +246,37 @@ class Checkpoints:
         Raises:
           DamagedCheckpointError: it cannot be read.
         """
-        stored, _ = self._read_provenance(step)
-        return stored
+        provenance, _ = self._read_provenance(step)
+        return provenance
 
     def _read_provenance(self, step: int) -> tuple[Provenance, Mapping[str, int]]:
         with self._reading(step):
-            integrity.check_files(self._folder / str(step))
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore())
             )
-            stored = integrity.unsealed(restored["provenance"])
-            checksums = stored.pop("checksums", {})  # of older versions: none
-            return Provenance.from_json(stored), checksums
+            stored = restored["provenance"]
+            # Checkpoints of older versions have none.
+            return Provenance.from_json(stored), stored.get("checksums", {})
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """Reads the state of `step`, as numpy arrays.
 
         Args:
           step: of an existing checkpoint.
-          template: arrays or `jax.ShapeDtypeStruct`s that say what is expected.
+          template: expected arrays or `jax.ShapeDtypeStruct`s.
 
         Raises:
           UserError: the checkpoint holds other arrays; the message names some.
           DamagedCheckpointError: it cannot be read.
         """
-        expected = _flatten(template)
+        expected = flatten_state(template)
         self._check_arrays(step, expected)
         restored = self._read_arrays(step, expected)
         leaves = [restored[path] for path in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
-    def restore_weights(self, step: int) -> dict[str, tuple[Params, State]]:
-        """Reads parameters and averages, which takes no config and no template.
+    def restore_weights(self, step: int) -> Weights:
+        """Reads parameters and averages without a config or a template.
 
         Returns:
           "raw" for the parameters themselves, or an average's name -> (params, net_state),
@@ -293,17 +285,10 @@ class Checkpoints:
         Raises:
           DamagedCheckpointError: they cannot be read.
         """
-        arrays = self._read_arrays(step, self._metadata(step))
-        weights = {RAW: (_subtree(arrays, "params"), _subtree(arrays, "net_state"))}
-        for name in sorted({p.split("|")[1] for p in arrays if p.startswith("ema|")}):
-            weights[name] = (
-                _subtree(arrays, f"ema|{name}|0"),
-                _subtree(arrays, f"ema|{name}|1"),
-            )
-        return weights
+        return select_weights(self._read_arrays(step, self._metadata(step)))
 
     def _read_arrays(self, step: int, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The arrays of `step`, whose sums are checked, like those `expected`."""
+        """Reads arrays with the shapes and dtypes of `expected`; checks their checksums."""
         _, sums = self._read_provenance(step)
         templates = {
             path: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
@@ -314,21 +299,15 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(templates))
             )["state"]
         for path, array in arrays.items():
-            if sums and integrity.checksum(array) != sums[path]:
+            if sums and _checksum(array) != sums.get(path):
                 raise DamagedCheckpointError(
-                    f"checkpoint {self._folder}/{step} is damaged: {path} is not what was "
-                    "written"
+                    f"checkpoint {self._folder}/{step} is damaged: wrong checksum of {path}"
                 )
         return arrays
 
-    def _list_files(self, step: int) -> None:
-        # On a full disk it does without: the list only makes damage quieter.
-        with contextlib.suppress(OSError):
-            integrity.list_files(self._folder / str(step))
-
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns whatever keeps Orbax from reading into a DamagedCheckpointError."""
+        """Turns any error of Orbax into a DamagedCheckpointError."""
         try:
             yield
         except Exception as error:  # of many types: OSError, ValueError, KeyError, ...
@@ -338,10 +317,9 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Mapping[str, Any]:
         with self._reading(step):
-            integrity.check_files(self._folder / str(step))
             metadata = self._manager.item_metadata(step)["state"]
             if metadata is None:
-                raise ValueError("the list of its arrays is missing")
+                raise ValueError("its list of arrays is missing")
             return dict(metadata.items())
 
     def _check_arrays(self, step: int, expected: Mapping[str, Any]) -> None:
@@ -350,8 +328,8 @@ class Checkpoints:
         if stored == wanted:
             return
         differences = [
-            f"{path} is {_shown(stored.get(path))} there and "
-            f"{_shown(wanted.get(path))} here"
+            f"{path} is {_shape_text(stored.get(path))} there and "
+            f"{_shape_text(wanted.get(path))} here"
             for path in sorted(stored.keys() | wanted.keys())
             if stored.get(path) != wanted.get(path)
         ]
@@ -363,10 +341,10 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Lets go of the folder. A checkpoint in the making is finished first.
+        """Waits for a save in progress, then closes.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the checkpoint could not be written.
         """
         try:
             self.wait()
@@ -374,25 +352,22 @@ class Checkpoints:
             self._manager.close()
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
+@functools.cache
+def _silence_orbax() -> None:
+    """Keeps Orbax's tracebacks off the screen: `Checkpoints` reports errors in one line."""
+    logging.getLogger("orbax").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+
+
+def _checksum(array: np.ndarray) -> int:
+    """Returns the CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(array).data)
+
+
+def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _subtree(arrays: Mapping[str, Any], prefix: str) -> Params:
-    """Undoes `_flatten` for a tree module -> name -> array below `prefix`."""
-    tree: dict[str, dict[str, np.ndarray]] = {}
-    for path, array in arrays.items():
-        if path.startswith(f"{prefix}|"):
-            module, name = path.removeprefix(f"{prefix}|").split("|")
-            tree.setdefault(module, {})[name] = array
-    return tree
-
-
-def _flatten(state: TrainState) -> dict[str, Any]:
-    paths = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="|"): v for path, v in paths}

@@ -1,10 +1,11 @@
-"""Several processes as one run: joining, agreeing, and giving up together.
+"""Processes: setup of each, joining several into one run, and exchanging values.
 
-Every function also works in a single process, where it does next to nothing.
+Every function also works in a single process, where nothing needs to be exchanged.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -17,18 +18,33 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from nfnets import command
+from nfnets import cli
+from nfnets.cpu import memory
 from nfnets.errors import UserError
-from nfnets.training.last_words import LastWords
 
-# A process that is gone is noticed after this many seconds, at the latest.
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# A lost process is noticed after this time at the latest.
 _HEARTBEAT_SECONDS = 30
-_ADVICE = "start all of them again to go on from the newest checkpoint"
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
+
+
+def prepare_process() -> None:
+    """Sets up JAX in this process; to be called before a device is used.
+
+    Compiled programs are cached in the folder of JAX_COMPILATION_CACHE_DIR, by default
+    ~/.cache/nfnets/xla; not at all if that variable is empty. See also
+    `nfnets.cpu.memory`.
+    """
+    memory.run_in_main_thread()
+    folder = os.environ.get(_CACHE_VARIABLE, "~/.cache/nfnets/xla")
+    if folder:
+        # Not by pathlib, which turns gs://bucket into gs:/bucket.
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextlib.contextmanager
@@ -37,15 +53,14 @@ def session(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[None]:
-    """Joins the run's other processes, if there are any, for the length of a context.
+    """Joins the other processes of the run, if there are any, for the length of a context.
 
-    What the arguments leave open comes from the environment: JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or a Slurm step of several tasks, or a Cloud TPU.
-    To be entered before anything else touches a device.
+    Missing arguments come from the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID, a Slurm step of several tasks, or a Cloud TPU. To be entered before
+    a device is used.
 
-    An error in one process of several ends this process at once: the others could not go
-    on, and waiting for them would hang. They notice within `_HEARTBEAT_SECONDS` and end
-    with a line of their own.
+    An error in one of several processes ends that process at once, without waiting for the
+    others, which would hang. They notice within `_HEARTBEAT_SECONDS` and end, too.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -58,30 +73,20 @@ def session(
     if not _join(coordinator, num_processes, process_id):
         yield
         return
-    last_words = LastWords(
-        f"error: {_who()} was killed, or lost another one and was ended (see above); "
-        f"{_ADVICE}"
-    )
     try:
         yield
     except BaseException as error:
-        code = _explain(error)
-        last_words.farewell()
+        code = _report(error)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    last_words.farewell()
 
 
 def _join(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> bool:
     given = _from_environment(
-        {
-            "coordinator": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-        }
+        coordinator=coordinator, num_processes=num_processes, process_id=process_id
     )
     if not given and not _in_slurm_step() and not _on_cloud_tpu():
         return False
@@ -92,7 +97,7 @@ def _join(
             "num_processes": int(given["num_processes"]),
             "process_id": int(given["process_id"]),
         }
-    # On CPU devices, which otherwise see their own process only.
+    # CPU devices otherwise see only those of their own process.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**options)
@@ -104,10 +109,10 @@ def _join(
     return jax.process_count() > 1
 
 
-def _from_environment(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The three values, from flags or variables; empty where none is given."""
+def _from_environment(**given: Any) -> dict[str, Any]:
+    """Returns the three values, from options or variables; empty if none is given."""
     values = {
-        name: value if value is not None else os.environ.get(_VARIABLES[name])
+        name: os.environ.get(_VARIABLES[name]) if value is None else str(value)
         for name, value in given.items()
     }
     missing = [name for name, value in values.items() if value is None]
@@ -115,13 +120,14 @@ def _from_environment(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if missing:
         raise UserError(
-            f"several processes need --coordinator, --num_processes and --process_id; "
-            f"missing: {', '.join(f'--{name}' for name in missing)}"
+            "a run of several processes needs --coordinator, --num_processes and "
+            f"--process_id; missing: {', '.join(f'--{name}' for name in missing)}"
         )
+    found = {name: value for name, value in values.items() if value is not None}
     for name in ("num_processes", "process_id"):
-        if not str(values[name]).isdigit():
-            raise UserError(f"--{name} must be a number, not {values[name]!r}")
-    if int(values["process_id"]) >= int(values["num_processes"]):
+        if not found[name].isdigit():
+            raise UserError(f"--{name} must be a number, not {found[name]!r}")
+    if int(found["process_id"]) >= int(found["num_processes"]):
         raise UserError(
             f"--process_id={values['process_id']} is not below "
             f"--num_processes={values['num_processes']}"
@@ -130,7 +136,7 @@ def _from_environment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_slurm_step() -> bool:
-    """Whether srun started several tasks (in a batch script itself it has not)."""
+    """Whether srun started several tasks, which is not so in a batch script itself."""
     return (
         int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         and "SLURM_STEP_NODELIST" in os.environ
@@ -142,44 +148,38 @@ def _on_cloud_tpu() -> bool:
     return has_device and importlib.util.find_spec("libtpu") is not None
 
 
-def _explain(error: BaseException) -> int:
-    """Says why this process ends; returns its exit code."""
+def _report(error: BaseException) -> int:
+    """Prints why this process of several ends; returns its exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, UserError):
-        return command.complain(error)
-    if isinstance(error, jax.errors.JaxRuntimeError) and _is_lost_process(error):
-        reason = str(error).splitlines()[0]
-        line = f"{_who()} lost another one ({reason}); {_ADVICE}"
-        return command.complain(UserError(line, exit_code=1))
+        return cli.report_error(error)
     traceback.print_exception(error)
-    return 1
-
-
-def _who() -> str:
-    return f"process {jax.process_index()} of {jax.process_count()}"
-
-
-def _is_lost_process(error: Exception) -> bool:
-    signs = ("gloo", "connection", "heartbeat", "coordination", "nccl", "timed out")
-    return any(sign in str(error).lower() for sign in signs)
+    process = f"process {jax.process_index()} of {jax.process_count()}"
+    advice = "restart every process to resume from the newest checkpoint"
+    return cli.report_error(UserError(f"{process} failed; {advice}", exit_code=1))
 
 
 def is_primary() -> bool:
-    """Whether this process writes what the run leaves behind."""
+    """Whether this process is the one that writes the workdir."""
     return jax.process_index() == 0
 
 
-def say(line: str) -> None:
-    """Prints a line once, whatever the number of processes."""
-    if is_primary():
+def log(line: str) -> None:
+    """Prints a line in process 0; a full disk that stdout goes to is not an error."""
+    if not is_primary():
+        return
+    try:
         print(line, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def broadcast_object(value: Any) -> Any:
-    """Returns process 0's value, something that JSON can hold, in every process."""
+    """Returns process 0's value, which JSON must be able to hold, in every process."""
     if jax.process_count() == 1:
         return value
     data = json.dumps(value).encode() if is_primary() else b""
@@ -192,7 +192,7 @@ def broadcast_arrays(tree: Any) -> Any:
     """Returns process 0's arrays in every process, as numpy arrays.
 
     Args:
-      tree: in process 0 of arrays; in the others of anything with their shape and dtype.
+      tree: of arrays in process 0, of anything with their shapes and dtypes elsewhere.
     """
     if jax.process_count() == 1:
         return tree
@@ -202,7 +202,7 @@ def broadcast_arrays(tree: Any) -> Any:
 
 
 def _gather(value: int) -> np.ndarray:
-    """The integers of all processes; two halves, because devices count with 32 bits."""
+    """Returns the integers of all processes, sent as two halves of 32 bits each."""
     halves = np.array(divmod(value, 2**31), np.int32)
     high, low = np.asarray(multihost_utils.process_allgather(halves)).astype(np.int64).T
     return high * 2**31 + low

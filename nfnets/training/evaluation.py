@@ -1,40 +1,108 @@
-"""Accuracies over a whole evaluation set, each example counted once."""
+"""Evaluation metrics, and their means over a whole split, each example counted once.
+
+Axis letters: N examples per device, K classes.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
 from typing import Any
 
 import jax
-import ml_collections
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from nfnets.data import Dataset, EvalBatch, eval_batches
-from nfnets.models import Params, State
-from nfnets.training import cpu, setup
-from nfnets.training.step import put_batch
+from nfnets import imports
+from nfnets.cpu import memory
+from nfnets.data import Dataset, EvalBatch
+from nfnets.models import Params, State, normalize_images
+from nfnets.training.config import Config
+from nfnets.training.input_pipeline import eval_batches
+from nfnets.training.state import AXIS, RAW, Batch, Metrics, Network, Weights
+from nfnets.training.step import map_eval_step, put_batch
 
+# (logits float32 [N, K], labels int32 [N]) -> [N], bool, int or float.
+EvalMetric = Callable[[jax.Array, jax.Array], jax.Array]
+EvalStep = Callable[[Params, State, Mapping[str, Any]], Metrics]
 Result = dict[str, float | int]
-EvalStep = Callable[[Params, State, Mapping[str, Any]], Mapping[str, jax.Array]]
+
+
+def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the number of classes, int32 [N], that are as likely as the label or more.
+
+    Ties and NaN count against the label: a network that has diverged must not score.
+    """
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    others = jnp.arange(logits.shape[-1]) != labels[:, None]
+    return jnp.sum(~(logits < of_label) & others, axis=-1)
+
+
+# Name -> metric. What is added here can be named in `config.eval.metrics` and appears in
+# metrics.jsonl, TensorBoard, the table of `eval.py` and eval.json.
+METRICS: dict[str, EvalMetric] = {
+    "top1": lambda logits, labels: label_rank(logits, labels) < 1,
+    "top5": lambda logits, labels: label_rank(logits, labels) < 5,
+    "loss": optax.softmax_cross_entropy_with_integer_labels,
+}
+
+
+def find_metrics(names: Iterable[str]) -> dict[str, EvalMetric]:
+    """Returns name -> metric for `config.eval.metrics`.
+
+    Args:
+      names: of `METRICS`, or "package.module:function", reported as `function`.
+
+    Raises:
+      UserError: there is no such metric.
+    """
+    found = {}
+    for name in names:
+        found[name.rpartition(":")[2]] = imports.find(name, METRICS, "config.eval.metrics")
+    return found
+
+
+def make_eval_step(model: Network, metrics: Mapping[str, EvalMetric]) -> EvalStep:
+    """Builds the evaluation step of one device, to be mapped with the axis name `AXIS`.
+
+    Args:
+      model: from `build_model`.
+      metrics: from `find_metrics`.
+
+    Returns:
+      step(params, net_state, batch) -> sums over all devices: `examples` and each metric.
+      Examples whose `mask` is False do not count.
+    """
+
+    def step(params: Params, net_state: State, batch: Batch) -> Metrics:
+        images = normalize_images(batch["images"])
+        outputs, _ = model.apply(params, net_state, None, images, False)
+        labels, mask = batch["labels"], batch["mask"]
+        sums = {"examples": jnp.sum(mask.astype(jnp.int32))}
+        for name, metric in metrics.items():
+            values = metric(outputs["logits"], labels)
+            if values.dtype == bool:
+                values = values.astype(jnp.int32)
+            sums[name] = jnp.sum(jnp.where(mask, values, 0))
+        return jax.lax.psum(sums, AXIS)
+
+    return step
 
 
 def evaluate(
-    eval_step: EvalStep,
-    weights: Mapping[str, tuple[Params, State]],
-    batches: Iterable[EvalBatch],
+    eval_step: EvalStep, weights: Weights, batches: Iterable[EvalBatch]
 ) -> dict[str, Result]:
     """Evaluates several sets of weights in one pass over the data.
 
     Args:
-      eval_step: mapped over devices, see `nfnets.training.step.map_eval_step`.
+      eval_step: mapped over devices, see `map_eval_step`.
       weights: name -> (params, net_state), replicated.
-      batches: of one evaluation set, padded and masked.
+      batches: of one evaluation split, padded and masked.
 
     Returns:
-      name -> {"examples": count, "top1", "top5": shares in [0, 1], "loss": mean cross
-      entropy in nats}.
+      name -> {"examples": count, and the mean of each metric}.
     """
-    sums: dict[str, dict[str, float]] = {
-        name: dict.fromkeys(("examples", "top1", "top5", "loss"), 0) for name in weights
-    }
+    sums: dict[str, dict[str, float]] = {name: {} for name in weights}
     for number, batch in enumerate(batches):
         arrays = put_batch(
             {
@@ -44,46 +112,67 @@ def evaluate(
             }
         )
         for name, (params, net_state) in weights.items():
-            part = jax.device_get(eval_step(params, net_state, arrays))
-            for key, value in part.items():
+            for key, value in jax.device_get(eval_step(params, net_state, arrays)).items():
                 # Integers stay exact, losses are added up in double precision.
-                sums[name][key] += np.asarray(value).item()
+                total = sums[name].get(key, 0)
+                sums[name][key] = total + np.asarray(value).item()
         if number == 0:
-            cpu.keep_memory()
+            memory.keep_memory()
     return {name: _means(total) for name, total in sums.items()}
 
 
 def _means(total: Mapping[str, float]) -> Result:
     examples = int(total["examples"])
-    means = {key: total[key] / examples for key in ("top1", "top5", "loss")}
+    means = {key: value / examples for key, value in total.items() if key != "examples"}
     return {"examples": examples, **means}
 
 
-def evaluate_dataset(
-    config: ml_collections.ConfigDict,
-    dataset: Dataset,
-    eval_step: EvalStep,
-    weights: Mapping[str, tuple[Params, State]],
-) -> dict[str, Result]:
-    """Evaluates sets of weights on a dataset's evaluation half.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates weights on a dataset's evaluation split.
 
-    Args:
+    Attributes:
       config: resolved.
-      dataset: its `evaluation` records are used.
-      eval_step: mapped, see `nfnets.training.step.map_eval_step`.
-      weights: name -> (params, net_state), replicated.
-
-    Returns:
-      See `evaluate`.
+      model: from `build_model`.
+      dataset: its evaluation split is used.
     """
-    with eval_batches(
-        dataset.evaluation,
-        batch_size=config.eval.batch_size,
-        image_size=config.eval.image_size,
-        preprocessing=config.eval.preprocessing,
-        shard=setup.host_shard(),
-        threads=config.data.threads,
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
-    ) as batches:
-        return evaluate(eval_step, weights, batches)
+
+    config: Config
+    model: Network
+    dataset: Dataset
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, EvalMetric]:
+        return find_metrics(self.config.eval.metrics)
+
+    @functools.cached_property
+    def _step(self) -> EvalStep:
+        return map_eval_step(make_eval_step(self.model, self._metrics))
+
+    def __call__(self, weights: Weights) -> dict[str, Result]:
+        """Returns the results of replicated weights; see `evaluate`."""
+        with eval_batches(self.config, self.dataset) as batches:
+            results = evaluate(self._step, weights, batches)
+        # In the config's order: jax has sorted them by name.
+        order = ("examples", *self._metrics)
+        return {name: {key: r[key] for key in order} for name, r in results.items()}
+
+
+def as_metrics(results: Mapping[str, Result]) -> dict[str, float]:
+    """Returns eval/METRIC of the weights themselves and eval/NAME_METRIC of averages."""
+    metrics: dict[str, float] = {}
+    for name, result in results.items():
+        prefix = "" if name == RAW else f"{name}_"
+        metrics |= {
+            f"eval/{prefix}{key}": value
+            for key, value in result.items()
+            if key != "examples"
+        }
+    metrics["eval/examples"] = next(iter(results.values()))["examples"]
+    return metrics
+
+
+def as_json(results: Mapping[str, Result]) -> dict[str, object]:
+    """Returns the weights' own results at the top, each average's under its name."""
+    averages = {name: result for name, result in results.items() if name != RAW}
+    return {**results[RAW], **averages}

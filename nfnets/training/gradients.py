@@ -1,29 +1,23 @@
-"""The gradient of one device's examples: loss, accumulation, sharpness-aware ascent.
+"""The gradient of one device's examples: accumulation and sharpness-aware ascent.
 
-Axis letters as in `nfnets.training.step`: N examples of the device, M examples per pass.
+Axis letters: N examples of the device, M examples per pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import fractions
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from nfnets.augment import augment
-from nfnets.models import Model, Params, State, normalize_images
+from nfnets.models import Params, State
 from nfnets.optim import rules, sam_perturbation
-from nfnets.training.config import augment_options
-from nfnets.training.state import AXIS
+from nfnets.training.config import Config
+from nfnets.training.loss import find_loss
+from nfnets.training.state import AXIS, Batch, Keys, Metrics, Network
 
-# images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N]; in the ascent pass
-# also weight float32 [N].
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-# Of the augmentation, and of the model.
-Keys = tuple[jax.Array, jax.Array]
 # (params, net_state, keys, batch) -> (gradients, net_state, metrics)
 GradientFunction = Callable[[Params, State, Keys, Batch], tuple[Params, State, Metrics]]
 
@@ -31,8 +25,8 @@ GradientFunction = Callable[[Params, State, Keys, Batch], tuple[Params, State, M
 _MAX_DENOMINATOR = 1000
 
 
-def make_gradient(config: ml_collections.ConfigDict, model: Model) -> GradientFunction:
-    """Builds the function that a step differentiates with, for one device.
+def make_gradient(config: Config, model: Network) -> GradientFunction:
+    """Builds the gradient function of one device.
 
     Args:
       config: resolved.
@@ -41,90 +35,62 @@ def make_gradient(config: ml_collections.ConfigDict, model: Model) -> GradientFu
     Returns:
       gradient(params, net_state, keys, batch) -> (gradients, net_state, metrics): means
       over the device's examples, computed `train.microbatch` examples at a time and added
-      up in float32; at the perturbed parameters where `sam.rho` is set, which takes the
+      up in float32; where `sam.rho` is set, at the perturbed parameters, which takes the
       axis name `AXIS`.
     """
-    descent = _accumulated(_loss_gradient(config, model), config.train.microbatch)
-    return descent if config.sam.rho is None else _sharpness_aware(config, descent)
-
-
-def _loss_gradient(config: ml_collections.ConfigDict, model: Model) -> GradientFunction:
-    """The gradient of the mean loss, all examples in one pass."""
-    options = augment_options(config)
-
-    def loss_and_metrics(
-        params: Params, net_state: State, keys: Keys, batch: Batch
-    ) -> tuple[jax.Array, tuple[State, Metrics]]:
-        augment_key, model_key = keys
-        index = batch["example_index"]
-        targets = jax.nn.one_hot(batch["labels"], config.model.num_classes)
-        targets = optax.smooth_labels(targets, config.train.label_smoothing)
-        images, targets = augment(augment_key, batch["images"], targets, index, options)
-        outputs, net_state = model.apply(
-            params,
-            net_state,
-            model_key,
-            normalize_images(images),
-            is_training=True,
-            example_index=index,
-        )
-        logits = outputs["logits"]
-        losses = optax.softmax_cross_entropy(logits, targets)
-        if "weight" in batch:
-            losses = losses * batch["weight"]
-        loss = jnp.mean(losses)
-        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
-        metrics = {"loss": loss, "top1": jnp.mean(hits.astype(jnp.float32))}
-        return loss, (net_state, metrics)
-
-    differentiate = jax.value_and_grad(loss_and_metrics, has_aux=True)
+    loss = functools.partial(find_loss(config.train.loss), config, model)
+    differentiate = jax.grad(loss, has_aux=True)
 
     def gradient(
         params: Params, net_state: State, keys: Keys, batch: Batch
     ) -> tuple[Params, State, Metrics]:
-        (_, (net_state, metrics)), gradients = differentiate(params, net_state, keys, batch)
+        gradients, (net_state, metrics) = differentiate(params, net_state, keys, batch)
         return gradients, net_state, metrics
 
-    return gradient
+    micro = config.train.microbatch
+    descent = _accumulated(gradient, micro) if isinstance(micro, int) else gradient
+    return descent if config.sam.rho is None else _sharpness_aware(config, descent)
 
 
-def _accumulated(gradient: GradientFunction, microbatch: int | None) -> GradientFunction:
+def _accumulated(gradient: GradientFunction, microbatch: int) -> GradientFunction:
     """`gradient` over `microbatch` examples at a time; exact without batch statistics."""
 
     def accumulate(
         params: Params, net_state: State, keys: Keys, batch: Batch
     ) -> tuple[Params, State, Metrics]:
         size = batch["labels"].shape[0]
-        if microbatch is None or size <= microbatch:
+        if size <= microbatch:
             return gradient(params, net_state, keys, batch)
         passes = size // microbatch
+        parts = jax.tree.map(
+            lambda x: x.reshape(passes, microbatch, *x.shape[1:]), dict(batch)
+        )
 
         def one_pass(carry: Any, part: Batch) -> tuple[Any, None]:
             sums, net_state = carry
             gradients, net_state, metrics = gradient(params, net_state, keys, part)
             return (jax.tree.map(jnp.add, sums, (gradients, metrics)), net_state), None
 
-        parts = jax.tree.map(
-            lambda x: x.reshape(passes, microbatch, *x.shape[1:]), dict(batch)
-        )
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        no_metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
-        (sums, net_state), _ = jax.lax.scan(
-            one_pass, ((zeros, no_metrics), net_state), parts
-        )
+        first = {name: part[0] for name, part in parts.items()}
+        shapes = jax.eval_shape(gradient, params, net_state, keys, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
+        (sums, net_state), _ = jax.lax.scan(one_pass, (zeros, net_state), parts)
         gradients, metrics = jax.tree.map(lambda x: x / passes, sums)
         return gradients, net_state, metrics
 
     return accumulate
 
 
-def _sharpness_aware(
-    config: ml_collections.ConfigDict, descent: GradientFunction
-) -> GradientFunction:
-    """`descent` at the parameters plus `sam_perturbation` of a part of the batch."""
-    options, microbatch = config.sam, config.train.microbatch
-    unit = 2 if augment_options(config).mixes else 1  # mixed pairs stay together
+def _sharpness_aware(config: Config, descent: GradientFunction) -> GradientFunction:
+    """`descent` at the parameters plus `sam_perturbation` of a part of the batch.
+
+    "Sharpness-Aware Minimization for Efficiently Improving Generalization" (2021),
+    algorithm 1.
+    """
+    options, micro = config.sam, config.train.microbatch
     is_global = options.normalize == "global"
+    rho = options.rho
+    assert rho is not None
 
     def gradient(
         params: Params, net_state: State, keys: Keys, batch: Batch
@@ -132,17 +98,17 @@ def _sharpness_aware(
         part = ascent_examples(
             batch,
             options.batch_fraction,
-            unit=unit,
-            microbatch=microbatch,
+            unit=2 if config.augment.mixes else 1,  # mixed pairs stay together
+            microbatch=micro if isinstance(micro, int) else None,
             spread=is_global,
         )
-        # Its batch statistics, if there are any, are not those of the step.
+        # The statistics of the ascent's examples are not those of the step.
         ascent, _, _ = descent(params, net_state, keys, part)
         if is_global:
             ascent = jax.lax.pmean(ascent, AXIS)
         if config.optimizer.frozen:
             ascent = _without_frozen(ascent, config.optimizer.frozen)
-        nearby = optax.tree.add(params, sam_perturbation(ascent, options.rho))
+        nearby = optax.tree.add(params, sam_perturbation(ascent, rho))
         return descent(nearby, net_state, keys, batch)
 
     return gradient
@@ -160,14 +126,14 @@ def ascent_examples(
       microbatch: M; the result is padded to a multiple of it, or shorter than it.
       spread: take the first of every 1 / `fraction` units of the global batch, so that
         the choice does not depend on how the batch is divided and every device has its
-        share of the work; False: the device's first examples, as the published code does.
+        share of the work; False: the device's first examples, as in the published code.
 
     Returns:
-      A batch of about `fraction` x N examples with `weight`: 1, or 0 for what only pads.
+      A batch of about `fraction` x N examples with `weight`: 1, or 0 for padding.
     """
     share = fractions.Fraction(fraction).limit_denominator(_MAX_DENOMINATOR)
     size = batch["labels"].shape[0]
-    count = -(-(size // unit) * share.numerator // share.denominator) * unit
+    count = wanted = -(-(size // unit) * share.numerator // share.denominator) * unit
     if microbatch is not None and count > microbatch:
         count = -(-count // microbatch) * microbatch
     if spread:
@@ -178,15 +144,14 @@ def ascent_examples(
 
         chosen = chosen_before(index + 1) > chosen_before(index)
     else:
-        first = -(-(size // unit) * share.numerator // share.denominator) * unit
-        chosen = jnp.arange(size) < first
+        chosen = jnp.arange(size) < wanted
     order = jnp.argsort(~chosen, stable=True)[:count]
     part = {name: jnp.take(array, order, axis=0) for name, array in batch.items()}
     return {**part, "weight": chosen[order].astype(jnp.float32)}
 
 
 def _without_frozen(gradients: Params, frozen: tuple[str, ...]) -> Params:
-    """Zeros for parameters that are not trained: the perturbation leaves them alone."""
+    """Sets the gradients of frozen parameters to zero: they are not perturbed."""
     factors = rules.learning_rate_multipliers(gradients, frozen=frozen)
     return jax.tree.map(
         lambda factor, g: g if factor else jnp.zeros_like(g), factors, gradients

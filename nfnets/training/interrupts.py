@@ -1,4 +1,4 @@
-"""Requests to stop: a signal, or the notice that the machine is about to be taken away."""
+"""Requests to stop: signals, and preemption notices."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,21 +14,21 @@ _NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop.
+    """Whether a stop of the run was requested.
 
     Attributes:
-      signal_number: that asked; None while nobody has, or where another process was asked.
+      signal_number: of the request; None without one, or if another process received it.
     """
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
+        """No stop has been requested."""
         self.signal_number: int | None = None
 
     def is_due(self, step: int) -> bool:
-        """Returns whether to stop after this step; in several processes after the same one.
+        """Returns whether to stop after this step, the same one in every process.
 
         Args:
-          step: that has just been dispatched; to be asked after every step.
+          step: that was just dispatched; to be called after every step.
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
@@ -44,8 +44,8 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Catches requests to stop for the length of a context.
 
-    A second Ctrl-C interrupts at once. In several processes SIGTERM belongs to JAX's
-    preemption service, which tells all of them when one of them gets it.
+    A second Ctrl-C interrupts at once. With several processes, JAX's preemption service
+    handles SIGTERM and informs all of them.
     """
     request = StopRequest()
     is_alone = jax.process_count() == 1

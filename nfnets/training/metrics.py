@@ -1,199 +1,173 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, the progress on the screen."""
+"""Metrics and time of the steps between reports, checks for NaN, and profiling."""
 
-from collections.abc import Callable, Mapping
-import errno
-import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import math
 import pathlib
-import sys
 import time
-from typing import TYPE_CHECKING, TextIO
 
-import tqdm
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from nfnets.errors import UserError
-from nfnets.training.files import write_whole
+from nfnets.models import Params
+from nfnets.training.distributed import log
 
-if TYPE_CHECKING:
-    from nfnets.training.events import EventFile
+# Metrics that are not averaged between two reports.
+_LAST_VALUE = ("learning_rate",)
+_MAXIMUM = ("agc_max_ratio",)
 
-METRICS_FILE = "metrics.jsonl"
+# Metrics that must be finite: the loss, and the gradient of the update.
+_WATCHED = ("loss", "gradient_norm")
+
+# Steps that the host runs ahead of the devices.
+_MAX_IN_FLIGHT = 2
 
 
-class MetricsLog:
-    """Writes metrics to `metrics.jsonl` and to TensorBoard event files of a workdir.
+class NonFiniteError(Exception):
+    """A loss, a gradient or a parameter is NaN or infinite.
 
-    What cannot be written, on a full disk for instance, is kept and tried again with the
-    next entry.
+    Attributes:
+      step: number of the update, from 1.
+      learning_rate: of that update.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, first_step: int, warn: Callable[[str], None]
-    ) -> None:
-        """Opens the files; entries after `first_step`, where a run resumes, are dropped.
+    def __init__(self, step: int, what: str, learning_rate: float) -> None:
+        """`what` describes the value after the update `step`."""
+        self.step = step
+        self.learning_rate = learning_rate
+        super().__init__(f"{what} at step {step} (learning rate {learning_rate:.3g})")
+
+
+@jax.jit
+def _all_finite(arrays: Sequence[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+
+
+class StepMetrics:
+    """Collects the metrics of the steps since the last report, and measures their time."""
+
+    def __init__(self, batch_size: int) -> None:
+        """`batch_size` is the number of images of a step."""
+        self._batch_size = batch_size
+        self._steps: list[Mapping[str, jax.Array]] = []
+        self._running: deque[tuple[int, Mapping[str, jax.Array]]] = deque()
+        self._timed_steps = 0
+        self._created = time.monotonic()
+        self._start: float | None = None
+        # Collectives of queued steps can deadlock on CPU devices: one step at a time.
+        self._in_flight = 0 if jax.default_backend() == "cpu" else _MAX_IN_FLIGHT
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Adds a step, whose values may still be being computed.
+
+        Raises:
+          NonFiniteError: in this step or in an earlier one.
+        """
+        self._steps.append(metrics)
+        self._running.append((step, metrics))
+        self.wait(0 if self._start is None else self._in_flight)
+        if self._start is None:  # the first step compiles; time counts from its end
+            self._start = time.monotonic()
+        else:
+            self._timed_steps += 1
+
+    def wait(self, in_flight: int = 0) -> None:
+        """Waits until at most `in_flight` steps are still being computed.
+
+        Raises:
+          NonFiniteError: in one of the others.
+        """
+        while len(self._running) > in_flight:
+            step, metrics = self._running.popleft()
+            for name in _WATCHED:
+                value = float(metrics[name])
+                if not math.isfinite(value):
+                    what = f"{name.replace('_', ' ')} is {value}"
+                    raise NonFiniteError(step, what, float(metrics["learning_rate"]))
+
+    def check_parameters(self, step: int, params: Params) -> None:
+        """Checks that every parameter is finite after the last update.
+
+        The loss and the gradient of a step belong to the parameters before its update.
 
         Args:
-          workdir: of the run.
-          first_step: updates made before the first entry.
-          warn: gets a line when writing fails, and when it works again.
+          step: of the last update.
+          params: after it, replicated.
+
+        Raises:
+          NonFiniteError: one is not.
         """
-        self._path = pathlib.Path(workdir) / METRICS_FILE
-        _drop_after(self._path, first_step)
-        self._warn = warn
-        self._unwritten: list[tuple[int, dict[str, float]]] = []
-        self._has_failed = False
-        self._events: EventFile | None = None
-        self._purge_step = first_step + 1 if first_step else None
+        # One device's copy: the others', and other processes', are the same.
+        arrays = [array.addressable_data(0) for array in jax.tree.leaves(params)]
+        if not _all_finite(arrays):
+            rate = float(self._steps[-1]["learning_rate"]) if self._steps else math.nan
+            raise NonFiniteError(step, "a parameter is not finite", rate)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one line: `step` and the metrics, null for what is not finite."""
-        self._unwritten.append((step, dict(metrics)))
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._unwritten:
-                self._write_line(*self._unwritten[0])
-                del self._unwritten[0]
-        except OSError as error:
-            if not self._has_failed:
-                self._warn(f"WARNING   cannot write metrics: {error}; trying again later")
-            self._has_failed = True
-            self._events = None  # the next ones go to a new file, for this one may be cut
-            return
-        if self._has_failed:
-            self._warn("metrics are written again; none is missing")
-            self._has_failed = False
-
-    def _write_line(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._events is None:
-            # Not before the first entry: tensorboardX imports PyTorch where it is
-            # installed, which takes over a second.
-            from nfnets.training.events import EventFile
-
-            self._events = EventFile(self._path.parent, self._purge_step)
-        self._events.write(step, metrics)
-        # Last, so that a line is not there twice when the events had to be tried again.
-        numbers = {key: _json_number(value) for key, value in metrics.items()}
-        _append_line(self._path, json.dumps({"step": step, **numbers}))
-
-    def close(self) -> None:
-        """Writes out what is left."""
-        if self._unwritten:
-            self._flush()
-        if self._events is not None:
-            self._events.close()
-
-
-def _append_line(path: pathlib.Path, line: str) -> None:
-    """Adds a whole line or nothing."""
-    with path.open("ab", buffering=0) as file:
-        size = file.seek(0, 2)
-        data = line.encode() + b"\n"
-        try:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, "no space left for a line", str(path))
-        except OSError:
-            file.truncate(size)
-            raise
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """Returns the lines of a metrics.jsonl; a last line cut off by a crash is left out.
-
-    Raises:
-      UserError: another line is damaged.
-    """
-    lines = path.read_text().splitlines() if path.exists() else []
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(
-                    f"{path}: line {number} is no JSON ({error}); remove it, or the file"
-                ) from None
-    return entries
-
-
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    entries = read_metrics(path)
-    kept = [entry for entry in entries if entry["step"] <= step]
-    if not path.exists():
-        return
-    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-class Progress:
-    """A bar on a terminal, a line at each report elsewhere."""
-
-    def __init__(
-        self, total_steps: int, first_step: int, stream: TextIO | None = None
-    ) -> None:
-        """Starts the clock.
-
-        Args:
-          total_steps: of the whole run.
-          first_step: where this process starts.
-          stream: of the output; None: stdout.
-        """
-        self._stream = sys.stdout if stream is None else stream
-        self._total = total_steps
-        self._first = first_step
-        self._start = time.monotonic()
-        self._is_first_report = True
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=first_step,
-                unit="step",
-                dynamic_ncols=True,
-                file=self._stream,
-            )
-
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows step, loss, accuracy, images/s and the time left."""
-        figures = (
-            f"loss {metrics['train/loss']:.4f}  top1 {metrics['train/top1']:.3f}  "
-            f"lr {metrics['train/learning_rate']:.3g}  "
-            f"{metrics['train/images_per_sec']:.1f} images/s"
-        )
-        if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        self.say(f"step {step}/{self._total}  {figures}  ETA {self._time_left(step)}")
-        if self._is_first_report:  # compilation took its time, the rest will not
-            self._is_first_report = False
-            self._first, self._start = step, time.monotonic()
-
-    def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one."""
-        try:
-            if self._bar is not None:
-                self._bar.write(line, file=self._stream)
+    def summarize(self) -> dict[str, float]:
+        """Returns the metrics since the last call as `train/NAME` and resets them."""
+        steps = jax.device_get(self._steps)
+        now = time.monotonic()
+        summary = {}
+        for key in steps[0]:
+            values = np.asarray([step[key] for step in steps], np.float64)
+            if key in _LAST_VALUE:
+                value = values[-1]
+            elif key in _MAXIMUM:
+                value = values.max()
             else:
-                print(line, file=self._stream, flush=True)
-        except OSError as error:
-            # The output may go to the disk that is full: no reason to stop, and nobody to
-            # tell. A closed pipe is one.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
+                value = values.mean()
+            summary[f"train/{key}"] = float(value)
+        if self._timed_steps and self._start is not None:
+            timed, seconds = self._timed_steps, now - self._start
+        else:  # the very first step alone, compilation included
+            timed, seconds = len(steps), now - self._created
+        summary["train/images_per_sec"] = timed * self._batch_size / max(seconds, 1e-9)
+        self._steps, self._timed_steps, self._start = [], 0, now
+        return summary
 
-    def _time_left(self, step: int) -> str:
-        done = max(1, step - self._first)
-        seconds = (time.monotonic() - self._start) / done * (self._total - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}"
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the duration of a context from the measured time."""
+        entered = time.monotonic()
+        yield
+        if self._start is not None:
+            self._start += time.monotonic() - entered
 
-    def close(self) -> None:
-        """Leaves the bar where it is."""
-        if self._bar is not None:
-            self._bar.close()
+
+class Profiler:
+    """Traces the steps of `config.train.profile`; a context manager."""
+
+    def __init__(self, steps: tuple[int, ...] | None, folder: pathlib.Path) -> None:
+        """Prepares the trace.
+
+        Args:
+          steps: (start, stop), of which `stop` is not traced; None: no trace.
+          folder: of the run; the trace goes into `profile` in it.
+        """
+        self._steps = steps
+        self._folder = folder / "profile"
+        self._is_tracing = False
+
+    def before_step(self, step: int) -> None:
+        """Starts or stops the trace if it is time."""
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._is_tracing = True
+        elif self._steps is not None and step == self._steps[1]:
+            self._end()
+
+    def _end(self) -> None:
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()
+            log(f"profile   {self._folder}, steps {self._steps}")
+
+    def __enter__(self) -> "Profiler":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends the trace."""
+        self._end()

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to, and whether a run may go on from it."""
+"""What a checkpoint belongs to, and whether a run may resume from it."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,8 +16,9 @@ class Provenance:
       config: the resolved config, `section.field` -> value.
       class_names: the dataset's, index = label.
       bad_records: unreadable training records so far.
-      rollbacks: times that the run went back after a value that was not finite.
-      skipped_batches: that those left out: step S trains on batch S + skipped_batches.
+      rollbacks: number of returns to a checkpoint after a non-finite value.
+      skipped_batches: batches left out by them: step S trains on batch
+        S + skipped_batches.
     """
 
     config: Mapping[str, Any]
@@ -27,13 +28,15 @@ class Provenance:
     skipped_batches: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what `from_json` takes."""
+        """Returns the argument of `from_json`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Provenance":
-        """Inverts `as_json`, lists in place of tuples allowed."""
-        return cls(**{**stored, "class_names": tuple(stored["class_names"])})
+        """Inverts `as_json`; other entries are ignored, and lists stand for tuples."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in stored.items() if key in known}
+        return cls(**{**fields, "class_names": tuple(stored["class_names"])})
 
 
 def check_same_run(
@@ -47,21 +50,21 @@ def check_same_run(
       workdir: for the message.
 
     Returns:
-      The other fields that differ, one `field: old -> new` each.
+      The other fields that differ, as `field: old -> new`.
 
     Raises:
-      UserError: the model, its classes or the optimizer differ.
+      UserError: the model, its classes, the optimizer or the batch size differ.
     """
     differing = {
         name: (stored.config[name], value)
         for name, value in current.config.items()
-        # A field that did not exist when the checkpoint was written tells nothing.
+        # A field may be newer than the checkpoint.
         if name in stored.config and _as_json(stored.config[name]) != _as_json(value)
     }
     essential = [
         f"{name} is {old!r} there and {new!r} here"
         for name, (old, new) in differing.items()
-        if _decides_arrays(name, old, new)
+        if _is_essential(name, old, new)
     ]
     if stored.class_names != current.class_names:
         pairs = zip(stored.class_names, current.class_names, strict=False)
@@ -73,23 +76,27 @@ def check_same_run(
         )
     if essential:
         raise UserError(
-            f"{workdir} holds a checkpoint of another run: {'; '.join(essential)}; choose "
-            "another --workdir, or the same settings to resume"
+            f"{workdir} holds a checkpoint of another run: {'; '.join(essential)}; use the "
+            "same settings to resume it, or another --workdir"
         )
     return [f"{name}: {old} -> {new}" for name, (old, new) in differing.items()]
 
 
-def _decides_arrays(name: str, old: Any, new: Any) -> bool:
-    """Whether a difference in this field makes another set of arrays."""
-    if name in ("model.name", "model.num_classes", "optimizer.name") or name.startswith(
-        "model.overrides."
+def _is_essential(name: str, old: Any, new: Any) -> bool:
+    """Whether a run cannot resume after a change of this field.
+
+    It would change the arrays, the function that they are trained for, or, with the batch
+    size, the meaning of the step: which images have been used, and the learning rate.
+    """
+    if name.startswith("model.overrides.") or name in (
+        *("model.name", "model.num_classes", "model.activation"),
+        *("optimizer.name", "data.batch_size", "train.log_layers"),
     ):
         return True
-    if name in ("optimizer.clipping", "optimizer.clip_norm") or name.startswith(
-        "train.ema."
-    ):
+    can_be_switched = name in ("optimizer.clipping", "optimizer.clip_norm")
+    if can_be_switched or name.startswith("train.ema."):
         return (old is None) != (new is None)
-    return name == "train.log_layers"
+    return False
 
 
 def _as_json(value: Any) -> Any:

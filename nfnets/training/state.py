@@ -1,21 +1,36 @@
-"""Everything that a run changes from step to step."""
+"""The state that a run updates from step to step, and the parts that it is built from."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from nfnets.models import Model, Params, State, create_model
-from nfnets.optim import create_optimizer, warmup_cosine
+from nfnets import imports, schema
+from nfnets.models import Params, State, create_model
+from nfnets.optim import create_optimizer, create_schedule
+from nfnets.training.config import Config
+from nfnets.training.distributed import log
+from nfnets.weights import WeightsInfo
 
 # Name of the mapped axis of devices.
 AXIS = "devices"
 
-# Learning rates are given per this many images.
+# Learning rates are given per this number of images.
 REFERENCE_BATCH = 256
+
+# images uint8 [N, H, W, 3], labels int32 [N], example_index int32 [N]; in SAM's ascent also
+# weight float32 [N].
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+# Random keys of the augmentation and of the model.
+Keys = tuple[jax.Array, jax.Array]
+# `RAW` for the weights themselves, or an average's name -> (params, net_state).
+Weights = Mapping[str, tuple[Params, State]]
+RAW = "raw"
 
 
 class TrainState(NamedTuple):
@@ -36,60 +51,162 @@ class TrainState(NamedTuple):
     ema: Mapping[str, tuple[Params, State]]
 
 
-def build_model(config: ml_collections.ConfigDict) -> Model:
-    """Creates the model of a resolved config."""
+class Network(Protocol):
+    """What training needs of a model: that of `nfnets.create_model`, or one's own."""
+
+    def init(
+        self, rng: jax.Array, images: jax.Array, is_training: bool
+    ) -> tuple[Params, State]:
+        """Returns initial (params, state) for images [N, H, W, 3]."""
+
+    def apply(
+        self,
+        params: Params,
+        state: State,
+        rng: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+        example_index: jax.Array | None = None,
+    ) -> tuple[Mapping[str, jax.Array], State]:
+        """Returns (outputs, state) with `logits` [N, classes] among the outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomNetwork:
+    """Adapts a model of one's own, such as `hk.transform_with_state` returns.
+
+    Such models know no example indices. Their random numbers differ between the parts of
+    a batch, and so depend on how the batch is divided.
+
+    Attributes:
+      name: `package.module:function` that created it.
+      model: the object with `init` and `apply`.
+    """
+
+    name: str
+    model: Any
+
+    def init(
+        self, rng: jax.Array, images: jax.Array, is_training: bool
+    ) -> tuple[Params, State]:
+        """See `Network`."""
+        return self.model.init(rng, images, is_training)
+
+    def apply(
+        self,
+        params: Params,
+        state: State,
+        rng: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+        example_index: jax.Array | None = None,
+    ) -> tuple[Mapping[str, jax.Array], State]:
+        """See `Network`; outputs that are a bare array are taken for the logits."""
+        if rng is not None and example_index is not None:
+            rng = jax.random.fold_in(rng, example_index[0])
+        outputs, state = self.model.apply(params, state, rng, images, is_training)
+        if not isinstance(outputs, Mapping):
+            outputs = {"logits": outputs}
+        return outputs, state
+
+
+def build_model(config: Config) -> Network:
+    """Creates the model of a resolved config.
+
+    Raises:
+      UserError: an override or a value does not fit the model.
+    """
+    options = config.model
+    if ":" in options.name:
+        factory = imports.find(options.name, None, "config.model.name")
+        model = factory(num_classes=options.num_classes, **options.overrides)
+        return CustomNetwork(options.name, model)
     return create_model(
-        config.model.name,
-        config.model.num_classes,
-        drop_rate=config.model.drop_rate,
-        stochdepth_rate=config.model.stochdepth_rate,
-        activation=config.model.activation,
-        sync_batch_norm=AXIS if config.model.sync_batch_norm else None,
-        compute_dtype=config.model.compute_dtype,
-        remat=config.model.remat,
-        **{"outline": True, **config.model.overrides},
+        options.name,
+        options.num_classes,
+        sync_batch_norm=AXIS if options.sync_batch_norm else None,
+        compute_dtype=compute_dtype(config),
+        drop_rate=options.drop_rate,
+        stochdepth_rate=options.stochdepth_rate,
+        activation=options.activation,
+        remat=options.remat,
+        **options.overrides,
     )
 
 
-def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+def compute_dtype(config: Config) -> str:
+    """Returns `model.compute_dtype`, with "auto" resolved for this process's devices."""
+    if config.model.compute_dtype != "auto":
+        return config.model.compute_dtype
+    device = jax.devices()[0]
+    # GPUs have tensor cores for bfloat16 since compute capability 8.0.
+    is_fast = device.platform == "tpu" or (
+        device.platform == "gpu"
+        and float(getattr(device, "compute_capability", "8.0")) >= 8.0
+    )
+    return "bfloat16" if is_fast else "float32"
+
+
+def adopt_model(
+    config: ml_collections.ConfigDict, info: WeightsInfo, path: str
+) -> ml_collections.ConfigDict:
+    """Returns a copy of a config with the model that a weights file is for.
+
+    Args:
+      config: as loaded and overridden; keeps its own model where the file names none.
+      info: of the file.
+      path: of the file, for the message.
+    """
+    config = config.copy_and_resolve_references()
+    if info.model is not None and info.model != config.model.name:
+        log(f"model     {info.model} instead of {config.model.name}, from {path}")
+        config.model.name = info.model
+    overrides = dict(info.overrides or {})
+    config.model.activation = overrides.pop("activation", config.model.activation)
+    config.model.overrides.update(overrides)
+    return config
+
+
+def initial_shapes(config: Config, model: Network) -> tuple[Params, State]:
+    """Returns (params, net_state) with `jax.ShapeDtypeStruct` leaves."""
+    return jax.eval_shape(lambda: draw_weights(config, model))
+
+
+def draw_weights(config: Config, model: Network) -> tuple[Params, State]:
+    """Returns the (params, net_state) that follow from `config.seed`."""
+    size = config.data.image_size
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    return model.init(jax.random.key(config.seed), images, True)
+
+
+def build_schedule(config: Config) -> optax.Schedule:
     """Creates the learning-rate schedule of a resolved config."""
-    peak = config.train.learning_rate * config.data.batch_size / REFERENCE_BATCH
-    return warmup_cosine(peak, config.train.steps, config.train.warmup_steps)
-
-
-def build_optimizer(
-    config: ml_collections.ConfigDict,
-) -> optax.GradientTransformation:
-    """Creates the optimizer of a resolved config."""
-    options = config.optimizer
-    return create_optimizer(
-        build_schedule(config),
-        name=options.name,
-        clipping=options.clipping,
-        eps=options.clip_eps,
-        weight_decay=options.weight_decay,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        b1=options.b1,
-        b2=options.b2,
-        epsilon=options.epsilon,
-        clip_classifier=options.clip_classifier,
-        clip_norm=options.clip_norm,
-        per_layer=config.train.log_layers,
-        head_multiplier=options.head_multiplier,
-        layer_decay=options.layer_decay,
-        frozen=options.frozen,
+    train = config.train
+    peak = train.learning_rate * config.data.batch_size / REFERENCE_BATCH
+    return create_schedule(
+        train.schedule, peak, train.steps, train.warmup_steps, **train.schedule_kwargs
     )
 
 
-def ema_decays(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Returns the averages that are kept: name -> decay."""
-    return {name: d for name, d in sorted(config.train.ema.items()) if d is not None}
+def build_optimizer(config: Config) -> optax.GradientTransformation:
+    """Creates the optimizer of a resolved config.
+
+    Raises:
+      UserError: the optimizer or one of its arguments is unknown.
+    """
+    arguments = schema.as_arguments(config.optimizer)
+    arguments["eps"] = arguments.pop("clip_eps")
+    if config.optimizer.label_fn is not None:
+        name = config.optimizer.label_fn
+        arguments["label_fn"] = imports.find(name, None, "config.optimizer.label_fn")
+    return create_optimizer(
+        build_schedule(config), per_layer=config.train.log_layers, **arguments
+    )
 
 
 def create_state(
-    config: ml_collections.ConfigDict,
-    model: Model,
+    config: Config,
+    model: Network,
     optimizer: optax.GradientTransformation,
     initial: tuple[Params, State] | None = None,
 ) -> TrainState:
@@ -101,20 +218,42 @@ def create_state(
       optimizer: from `build_optimizer`.
       initial: (params, net_state) to start from; None: drawn with `config.seed`.
     """
-    if initial is None:
-        size = config.data.image_size
-        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        initial = model.init(jax.random.key(config.seed), images)
-    params, net_state = initial
+    params, net_state = draw_weights(config, model) if initial is None else initial
 
     @jax.jit  # one program instead of one for each shape
     def start(params: Params, net_state: State) -> tuple[Any, Mapping[str, Any]]:
         # Donated buffers must not be shared between the averages and the weights.
         ema = {
             name: jax.tree.map(jnp.array, (params, net_state))
-            for name in ema_decays(config)
+            for name in config.train.ema_decays
         }
         return optimizer.init(params), ema
 
     opt_state, ema = start(params, net_state)
     return TrainState(jnp.zeros((), jnp.int32), params, net_state, opt_state, ema)
+
+
+def flatten_state(state: TrainState) -> dict[str, Any]:
+    """Returns path -> array, for instance `params|NFNet/~/linear|w` or `ema|ema|0|...`."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="|"): leaf
+        for path, leaf in leaves
+    }
+
+
+def select_weights(arrays: Mapping[str, Any]) -> Weights:
+    """Returns the weights and their averages among the arrays of `flatten_state`."""
+    trees: dict[str, Any] = {"params": {}, "net_state": {}, "ema": {}}
+    for path, array in arrays.items():
+        kind, *keys = path.split("|")
+        if kind in trees:
+            place = trees[kind]
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = array
+    averages = {
+        name: (parts.get("0", {}), parts.get("1", {}))
+        for name, parts in sorted(trees["ema"].items())
+    }
+    return {RAW: (trees["params"], trees["net_state"]), **averages}

@@ -1,4 +1,4 @@
-"""Weights in files."""
+"""Weights in files: safetensors, the published checkpoints, timm."""
 
 from nfnets.weights.files import (
     initial_weights,
@@ -6,12 +6,11 @@ from nfnets.weights.files import (
     read_weights_info,
     save_weights,
 )
-from nfnets.weights.fitting import check_weights, fit_weights
+from nfnets.weights.fitting import fit_weights
 from nfnets.weights.info import WeightsInfo, describe_model, model_of
 
 __all__ = [
     "WeightsInfo",
-    "check_weights",
     "describe_model",
     "fit_weights",
     "initial_weights",

@@ -1,10 +1,15 @@
-"""Reading and writing weights as safetensors: data, never code."""
+"""Weights in safetensors files.
+
+Tensors are named `params|module|name` and `state|module|name`; the metadata entry `nfnets`
+is a `WeightsInfo` as JSON.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib
 from typing import Any
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +18,31 @@ import safetensors
 import safetensors.numpy
 
 from nfnets.errors import UserError
+from nfnets.files import write_atomically
 from nfnets.models import Model, Params, State
-from nfnets.weights.fitting import fit_weights
+from nfnets.models.names import head_module
+from nfnets.weights.fitting import Arrays, fit_weights
 from nfnets.weights.info import WeightsInfo
 
-# Tensors are named `params|module|name` and `state|module|name`.
 _SEPARATOR = "|"
 _METADATA_KEY = "nfnets"
+# The first bytes of PyTorch files from before version 1.6.
+_OLD_PYTORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def save_weights(
     path: str | pathlib.Path,
-    params: Params,
-    state: State | None = None,
+    params: Arrays,
+    state: Arrays | None = None,
     info: WeightsInfo | None = None,
 ) -> None:
     """Writes weights to a safetensors file.
 
     Args:
-      path: of the file; replaced as a whole if it exists.
-      params: module -> name -> array, numpy's or JAX's.
-      state: likewise, of batch norm.
-      info: kept in the file's metadata, with the tensors' checksum.
+      path: of the file; replaced if it exists.
+      params: module -> name -> array of NumPy or JAX.
+      state: module -> name -> array, batch-norm statistics.
+      info: metadata; the checksum of the tensors is added.
 
     Raises:
       UserError: the file cannot be written.
@@ -49,30 +57,6 @@ def save_weights(
     write_safetensors(path, tensors, {_METADATA_KEY: info.to_json()})
 
 
-def write_safetensors(
-    path: str | pathlib.Path,
-    tensors: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str],
-) -> None:
-    """Writes a safetensors file, which appears as a whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    contiguous = {key: np.asarray(array, order="C") for key, array in tensors.items()}
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
-        temporary.chmod(mode)  # safetensors' own lets only the owner read
-        temporary.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from None
-
-
 def load_weights(
     path: str | pathlib.Path, model: Model | None = None, skip: Sequence[str] = ()
 ) -> tuple[Params, State]:
@@ -80,32 +64,31 @@ def load_weights(
 
     Args:
       path: of the file.
-      model: that the weights must fit; None: whatever the file holds.
-      skip: see `nfnets.weights.fit_weights`; only with a model.
+      model: that the weights must fit; None: any.
+      skip: see `nfnets.weights.fit_weights`; ignored without a model.
 
     Returns:
       (params, state): module -> name -> array.
 
     Raises:
-      UserError: no such file, not one of `save_weights`, damaged, or not of the model.
+      UserError: the file is missing, damaged, of another format, or does not fit.
     """
+    tensors, metadata = read_safetensors(path)
     trees: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "state": {}}
-    tensors, info = _read(path)
-    found = checksum(tensors)
-    if info.checksum not in (None, found):
-        raise UserError(
-            f"{path} is damaged: its tensors have the checksum {found[:12]}..., not "
-            f"{info.checksum[:12]}... as when it was written"
-        )
     for key, array in tensors.items():
-        parts = key.split(_SEPARATOR)
-        if len(parts) != 3 or parts[0] not in trees:
+        kind, *names = key.split(_SEPARATOR)
+        if kind not in trees or len(names) != 2:
             raise UserError(
-                f"{path} has a tensor {key!r}: not a file of nfnets.save_weights"
-                + (" (python -m nfnets.weights.convert reads timm's)" * ("." in key))
+                f"{path} was not written by nfnets.save_weights: it has a tensor {key!r}; "
+                "`nfnets info` shows its format"
             )
-        kind, module, name = parts
-        trees[kind].setdefault(module, {})[name] = jnp.asarray(array)
+        trees[kind].setdefault(names[0], {})[names[1]] = jnp.asarray(array)
+    expected, found = _parse_info(path, metadata).checksum, checksum(tensors)
+    if expected is not None and expected != found:
+        raise UserError(
+            f"{path} is damaged: its tensors have the checksum {found[:12]}..., but "
+            f"{expected[:12]}... was recorded; copy or download it again"
+        )
     params, state = trees["params"], trees["state"]
     if model is None:
         return params, state
@@ -113,31 +96,36 @@ def load_weights(
 
 
 def read_weights_info(path: str | pathlib.Path) -> WeightsInfo:
-    """Returns what a weights file says about itself; reads none of its tensors.
+    """Reads the metadata of a weights file, without its tensors.
 
     Raises:
-      UserError: no such file, or no safetensors file.
+      UserError: the file is missing or of another format.
     """
     with open_safetensors(path) as file:
-        return _info(path, file)
+        return _parse_info(path, file.metadata())
 
 
 def initial_weights(
-    path: str | None, model: Model, seed: int, skip: Sequence[str] = ()
+    path: str | None,
+    model: Any,
+    seed: int,
+    skip: Sequence[str] = (),
+    image_size: int = 32,
 ) -> tuple[Params, State] | None:
     """Returns the weights that a run starts from.
 
-    A classifier for another number of classes is replaced by a fresh one, and said so.
+    The classifier of an nfnets model is re-initialized, with a message, if the file's is
+    for another number of classes.
 
     Args:
-      path: a weights file; None: start from random weights.
-      model: that the weights are for.
-      seed: of a fresh classifier.
+      path: of a weights file; None: start from random weights.
+      model: from `create_model`, or any object with Haiku's `init`.
+      seed: of parameters that are initialized.
       skip: patterns as in `fit_weights`.
+      image_size: side of the images that `model.init` gets, pixels.
 
     Returns:
-      (params, state) in the dtypes that the model trains in, whatever the file's; or None
-      without a path.
+      (params, state) in the model's dtypes; None without a path.
 
     Raises:
       UserError: the file does not fit the model.
@@ -145,17 +133,62 @@ def initial_weights(
     if path is None:
         return None
     params, state = load_weights(path)
-    head = f"{model.spec.module_name}/~/linear"
-    classes = params[head]["w"].shape[-1] if "w" in params.get(head, {}) else None
-    if classes not in (None, model.num_classes):
-        print(
-            f"init      {path} is for {classes} classes, this run has "
-            f"{model.num_classes}: the classifier starts anew",
-            flush=True,
-        )
-        skip = (*skip, f"{head}:*")
-    fitted = fit_weights(path, params, state, model, skip, seed)
-    return jax.tree.map(lambda a, like: a.astype(like.dtype), fitted, model.shapes())
+    if isinstance(model, Model):
+        head = head_module(model.spec.module_name)
+        weight = params.get(head, {}).get("w")
+        if weight is not None and weight.shape[-1] != model.num_classes:
+            print(
+                f"init      {path} has {weight.shape[-1]} classes, this run has "
+                f"{model.num_classes}: the classifier is re-initialized",
+                flush=True,
+            )
+            skip = (*skip, f"{head}:*")
+    return fit_weights(
+        path, params, state, model, skip, seed=seed, image_size=image_size, cast=True
+    )
+
+
+def identify_format(path: str | pathlib.Path) -> str:
+    """Finds the format of a weights file by its content.
+
+    Returns:
+      `nfnets` for files of `save_weights`, `timm` for other safetensors and PyTorch files,
+      `haiku` for other pickles and npz files.
+
+    Raises:
+      UserError: the file is missing or of none of these formats.
+    """
+    if is_safetensors(path):
+        with open_safetensors(path) as file:
+            is_own = all(_SEPARATOR in key for key in file.keys())  # noqa: SIM118
+        return "nfnets" if is_own else "timm"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_pytorch = any(name.endswith("/data.pkl") for name in archive.namelist())
+        return "timm" if is_pytorch else "haiku"
+    start = _first_bytes(path)
+    if start.startswith(b"\x80"):
+        return "timm" if start == _OLD_PYTORCH else "haiku"
+    raise UserError(
+        f"{path} is not a weights file: neither safetensors, PyTorch nor pickle"
+    )
+
+
+def is_safetensors(path: str | pathlib.Path) -> bool:
+    """Returns whether a file begins like a safetensors file: 8 bytes of length, then JSON.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    return _first_bytes(path)[8:9] == b"{"
+
+
+def _first_bytes(path: str | pathlib.Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_OLD_PYTORCH))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> str:
@@ -164,33 +197,59 @@ def checksum(tensors: Mapping[str, np.ndarray]) -> str:
     for key in sorted(tensors):
         array = np.ascontiguousarray(tensors[key])
         digest.update(f"{key}\0{array.dtype.name}\0{array.shape}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def write_safetensors(
+    path: str | pathlib.Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file atomically.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    contiguous = {key: np.asarray(array, order="C") for key, array in tensors.items()}
+    data = safetensors.numpy.save(contiguous, metadata=dict(metadata))
+    try:
+        write_atomically(path, lambda place: place.write_bytes(data))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_safetensors(
+    path: str | pathlib.Path,
+) -> tuple[dict[str, np.ndarray], Mapping[str, str] | None]:
+    """Returns the tensors and the metadata of a safetensors file.
+
+    Raises:
+      UserError: the file is missing or of another format.
+    """
+    with open_safetensors(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata()
 
 
 def open_safetensors(path: str | pathlib.Path) -> Any:
     """Opens a safetensors file for `keys`, `get_tensor` and `metadata`.
 
     Raises:
-      UserError: no such file, or no safetensors file.
+      UserError: the file is missing or of another format.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"no weights file {path}")
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from None
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
 
 
-def _read(path: str | pathlib.Path) -> tuple[dict[str, np.ndarray], WeightsInfo]:
-    with open_safetensors(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, _info(path, file)
-
-
-def _info(path: str | pathlib.Path, file: Any) -> WeightsInfo:
-    text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
+def _parse_info(
+    path: str | pathlib.Path, metadata: Mapping[str, str] | None
+) -> WeightsInfo:
     try:
-        return WeightsInfo.from_json(text)
+        return WeightsInfo.from_json((metadata or {}).get(_METADATA_KEY, "{}"))
     except ValueError as error:
-        raise UserError(f"{path} has unreadable metadata: {error}") from None
+        raise UserError(f"{path} has invalid metadata: {error}") from None

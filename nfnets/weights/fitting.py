@@ -1,4 +1,4 @@
-"""From loaded arrays to a model's parameters: compared name by name, nothing by chance."""
+"""Comparison of loaded arrays with a model's parameters, name by name."""
 
 from collections.abc import Mapping, Sequence
 import fnmatch
@@ -8,41 +8,75 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.errors import UserError
-from nfnets.models import Model, Params, State
+from nfnets.models import Params, State
+
+# module -> name -> array of NumPy or JAX.
+Arrays = Mapping[str, Mapping[str, Any]]
 
 _SHOWN = 3
 
 
-def check_weights(
+def fit_weights(
     path: object,
-    loaded: Mapping[str, Any],
-    expected: Mapping[str, Any],
+    params: Arrays,
+    state: Arrays,
+    model: Any,
     skip: Sequence[str] = (),
-) -> None:
-    """Compares loaded parameters with a model's, name by name.
+    *,
+    seed: int = 0,
+    image_size: int = 32,
+    cast: bool = False,
+) -> tuple[Params, State]:
+    """Returns loaded weights in the order of a model's own.
 
     Args:
       path: of the file, for messages.
-      loaded: module -> name -> array.
-      expected: likewise, arrays or shapes.
-      skip: patterns as in `fit_weights`; what they match may differ.
+      params: module -> name -> array.
+      state: module -> name -> array, batch-norm statistics.
+      model: an object with Haiku's `init(rng, images, is_training)`.
+      skip: patterns of `module:name`, such as `NFNet/~/linear:*`. Matching parameters
+        that are missing or of another shape are initialized; those that the model lacks
+        are dropped.
+      seed: of the initialization.
+      image_size: side of the images that `init` gets, pixels.
+      cast: convert the arrays to the model's dtypes.
+
+    Returns:
+      (params, state): module -> name -> array.
 
     Raises:
-      UserError: some are missing, unexpected or of another shape; all kinds are named.
+      UserError: the weights do not fit, or a pattern matches nothing.
     """
+
+    def init() -> tuple[Params, State]:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        return model.init(jax.random.key(seed), images, True)
+
+    expected = init() if skip else jax.eval_shape(init)
+    known = {name for tree in (params, state, *expected) for name in _shapes(tree)}
+    for pattern in skip:
+        if not any(_matches(name, (pattern,)) for name in known):
+            raise UserError(f"skip: no parameter matches {pattern!r}")
+    for loaded, own in zip((params, state), expected, strict=True):
+        _check(path, loaded, own, skip)
+    return _merge(params, expected[0], cast), _merge(state, expected[1], cast)
+
+
+def _check(path: object, loaded: Arrays, expected: Arrays, skip: Sequence[str]) -> None:
+    """Raises `UserError` if parameters are missing, unexpected or of other shapes."""
     have, want = _shapes(loaded), _shapes(expected)
     problems = {
-        "missing": sorted(want.keys() - have.keys()),
-        "unexpected": sorted(have.keys() - want.keys()),
-        "wrongly shaped": sorted(
-            key for key in want.keys() & have.keys() if want[key] != have[key]
-        ),
+        "missing": want.keys() - have.keys(),
+        "unexpected": have.keys() - want.keys(),
+        "with mismatched shapes": {k for k in want.keys() & have if want[k] != have[k]},
     }
     texts = []
-    for kind, names in problems.items():
-        names = [name for name in names if not _matches(name, skip)]
+    for kind, keys in problems.items():
+        names = sorted(name for name in keys if not _matches(name, skip))
         shown = [
-            f"{name} {list(have[name])} for {list(want[name])}" if kind[0] == "w" else name
+            f"{name} {list(have[name])} for {list(want[name])}"
+            if name in have and name in want
+            else name
             for name in names[:_SHOWN]
         ]
         if names:
@@ -52,69 +86,20 @@ def check_weights(
         raise UserError(f"{path} does not fit the model: {'; '.join(texts)}")
 
 
-def fit_weights(
-    path: object,
-    params: Params,
-    state: State,
-    model: Model,
-    skip: Sequence[str] = (),
-    seed: int = 0,
-) -> tuple[Params, State]:
-    """Returns loaded weights as the model's, in its order.
-
-    Args:
-      path: of the file, for messages.
-      params: module -> name -> array.
-      state: likewise, of batch norm.
-      model: that the weights are for.
-      skip: patterns over `module:name` with `*`, such as `NFNet/~/linear:*`. Of what they
-        match, parameters that the file lacks or has in another shape are drawn afresh,
-        and those that the model lacks are dropped.
-      seed: of what is drawn afresh.
-
-    Returns:
-      (params, state): module -> name -> array.
-
-    Raises:
-      UserError: the weights do not fit; or a pattern matches nothing.
-    """
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    key = jax.random.key(seed)
-    # Without patterns nothing is drawn, and shapes say enough.
-    fresh = model.init(key, images) if skip else jax.eval_shape(model.init, key, images)
-    known = _shapes(params) | _shapes(state) | _shapes(fresh[0]) | _shapes(fresh[1])
-    for pattern in skip:
-        if not any(_matches(name, (pattern,)) for name in known):
-            raise UserError(f"skip: no parameter matches {pattern!r}")
-    _check_image_channels(path, params, model)
-    for loaded, expected in ((params, fresh[0]), (state, fresh[1])):
-        check_weights(path, loaded, expected, skip)
-    return _merge(params, fresh[0]), _merge(state, fresh[1])
-
-
-def _check_image_channels(path: object, loaded: Params, model: Model) -> None:
-    """Names the one mismatch that a list of shapes would not explain."""
-    stem = f"{model.spec.module_name}/~/{model.spec.stem[0].name}"
-    shape = getattr(loaded.get(stem, {}).get("w"), "shape", ())
-    if len(shape) == 4 and shape[2] != 3:
-        raise UserError(
-            f"{path} is for images of {shape[2]} channels: the models take 3 (red, green, "
-            "blue)"
-        )
-
-
-def _merge(loaded: Params, expected: Params) -> Params:
-    def choose(module: str, name: str, other: Any) -> Any:
+def _merge(loaded: Arrays, expected: Arrays, cast: bool) -> Params:
+    def choose(module: str, name: str, own: Any) -> Any:
         array = loaded.get(module, {}).get(name)
-        return other if array is None or array.shape != other.shape else array
+        if array is None or array.shape != own.shape:
+            return own
+        return array.astype(own.dtype) if cast else array
 
     return {
-        module: {name: choose(module, name, other) for name, other in arrays.items()}
+        module: {name: choose(module, name, own) for name, own in arrays.items()}
         for module, arrays in expected.items()
     }
 
 
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Arrays) -> dict[str, tuple[int, ...]]:
     return {
         f"{module}:{name}": tuple(array.shape)
         for module, arrays in tree.items()

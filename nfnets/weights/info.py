@@ -1,13 +1,11 @@
-"""What a weights file says about itself, and the model that it asks for."""
-
-from __future__ import annotations
+"""Metadata of weights files, and the models that it describes."""
 
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
-from typing import Any
+from typing import Annotated, Any
 
+from nfnets import schema
 from nfnets.errors import UserError
 from nfnets.models import Model, create_model
 from nfnets.models.preprocessing import MEAN_RGB, STDDEV_RGB
@@ -15,99 +13,74 @@ from nfnets.models.preprocessing import MEAN_RGB, STDDEV_RGB
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What a weights file says about itself; None where it does not say.
+    """Metadata of a weights file; None where it is unknown.
 
     Attributes:
       model: name for `nfnets.create_model`.
-      num_classes: logits.
-      overrides: further arguments for `nfnets.create_model`.
-      class_names: index = class.
+      num_classes: number of logits.
+      overrides: further arguments of `nfnets.create_model`.
+      class_names: in the order of the logits.
       image_size: side of the evaluation images, pixels.
       mean_rgb: subtracted from each channel of an image in [0, 255].
       stddev_rgb: divides each channel after that.
-      preprocessing: evaluation preprocessing, `resize_crop_32`, `crop_resize` or `resize`.
-      source: where the weights come from, in words.
+      preprocessing: `resize_crop_32`, `crop_resize` or `resize`; see
+        `nfnets.data.preprocess_eval`.
+      source: where the weights come from, free text.
       checksum: SHA-256 of the tensors, filled in by `save_weights`.
     """
 
     model: str | None = None
-    num_classes: int | None = None
+    num_classes: Annotated[int, "[1, inf)"] | None = None
     overrides: Mapping[str, Any] | None = None
     class_names: tuple[str, ...] | None = None
-    image_size: int | None = None
-    mean_rgb: tuple[float, float, float] | None = None
-    stddev_rgb: tuple[float, float, float] | None = None
+    image_size: Annotated[int, "[1, inf)"] | None = None
+    mean_rgb: tuple[Annotated[float, "(-inf, inf)"], ...] | None = None
+    stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     preprocessing: str | None = None
     source: str | None = None
     checksum: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `UserError` unless mean and deviation have one entry per channel."""
+        for name in ("mean_rgb", "stddev_rgb"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise UserError(f"{name} must have 3 entries, not {len(value)}")
+
     def to_json(self) -> str:
-        """Returns the fields that say something."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if v}
-        return json.dumps(fields)
+        """Returns the known fields as a JSON object."""
+        return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if v})
 
     @classmethod
-    def from_json(cls, text: str) -> WeightsInfo:
-        """Inverts `to_json`; leaves out fields that this version does not know.
+    def from_json(cls, text: str) -> "WeightsInfo":
+        """Inverts `to_json`; ignores fields that this version does not have.
 
         Raises:
-          ValueError: no JSON object, or a field of the wrong kind.
+          ValueError: the text is not a JSON object, or a field has an invalid value.
         """
         stored = json.loads(text)
         if not isinstance(stored, dict):
-            raise ValueError(f"expected a JSON object, not {text[:40]!r}")
+            raise UserError(f"expected a JSON object, not {text[:40]!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {k: _tuples(v) for k, v in stored.items() if k in known}
-        for name, value in fields.items():
-            if not _KINDS[name](value):
-                raise ValueError(f"its {name} is {str(value)[:40]!r}")
-        return cls(**fields)
+        return schema.build(cls, fields, "info")
 
 
 def _tuples(value: Any) -> Any:
+    """Turns JSON's lists into the tuples that they were; specs are compared by equality."""
     if isinstance(value, list):
-        return tuple(_tuples(entry) for entry in value)
+        return tuple(map(_tuples, value))
     if isinstance(value, dict):
         return {key: _tuples(entry) for key, entry in value.items()}
     return value
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_color(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    )
-
-
-_KINDS = {
-    "model": _is_text,
-    "num_classes": _is_count,
-    "overrides": lambda value: isinstance(value, dict),
-    "class_names": lambda v: isinstance(v, tuple) and all(map(_is_text, v)),
-    "image_size": _is_count,
-    "mean_rgb": _is_color,
-    "stddev_rgb": lambda value: _is_color(value) and min(value) > 0,
-    "preprocessing": _is_text,
-    "source": _is_text,
-    "checksum": _is_text,
-}
-
-
 def describe_model(model: Model, overrides: Mapping[str, Any] | None = None) -> WeightsInfo:
-    """Returns what follows from a model: sizes, normalisation, preprocessing.
+    """Returns the metadata that follows from a model: sizes, normalization, preprocessing.
 
     Args:
       model: from `create_model`.
-      overrides: that it was created with.
+      overrides: arguments that it was created with.
     """
     return WeightsInfo(
         model=model.name,
@@ -121,19 +94,20 @@ def describe_model(model: Model, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def model_of(info: WeightsInfo, path: object) -> Model:
-    """Creates the model that a weights file is for.
+    """Creates the model that a weights file belongs to.
 
     Args:
-      info: the file's.
+      info: of the file.
       path: of the file, for messages.
 
     Raises:
-      UserError: the file does not say which, or there is no such model.
+      UserError: the metadata lacks the model or the number of classes, or there is no
+        such model.
     """
     if info.model is None or info.num_classes is None:
-        missing = "model" if info.model is None else "number of classes"
+        field = "model" if info.model is None else "num_classes"
         raise UserError(
-            f"{path} does not say its {missing}: write it with nfnets.save_weights(..., "
+            f"{path} has no metadata {field!r}; write it with nfnets.save_weights(..., "
             "info=nfnets.WeightsInfo(model=..., num_classes=...))"
         )
     try:

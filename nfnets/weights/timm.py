@@ -1,4 +1,4 @@
-"""timm's NFNets (dm_nfnet_f0 to f6): other names and layouts for the same parameters.
+"""timm's NFNets (dm_nfnet_f0 to f6): the same parameters with other names and layouts.
 
 | timm | here |
 |---|---|
@@ -10,15 +10,16 @@
 | skipinit_gain | skip_gain |
 | final_conv, head.fc | final_conv, linear |
 
-Convolutions are OIHW there and HWIO here, gains [O, 1, 1, 1] and [O], linear layers
-[O, C] and [C, O]; squeeze-and-excite's are 1x1 convolutions there.
+Convolutions are OIHW in timm and HWIO here, gains [O, 1, 1, 1] and [O], linear layers
+[O, C] and [C, O]; squeeze-and-excite consists of 1x1 convolutions in timm.
 
 timm's forward pass differs from the published one in two places: it adds 1e-5 to each
-weight's variance where the published code bounds it from below, and its GELU is exact
-where the published one is the tanh approximation. `create_model(..., timm_compat=True)`
-follows timm.
+weight's variance where the published code has a lower bound, and its GELU is exact where
+the published one is the tanh approximation. `create_model(..., timm_compat=True)` follows
+timm.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 import pathlib
 import re
@@ -27,75 +28,124 @@ from typing import Any
 import numpy as np
 
 from nfnets.errors import UserError
-from nfnets.weights.files import open_safetensors, write_safetensors
-from nfnets.weights.torch_files import read_torch
+from nfnets.models.names import HEAD, block_index, block_name, module_path
+from nfnets.weights.files import is_safetensors, read_safetensors, write_safetensors
 
+# module -> name -> array.
 Tree = dict[str, dict[str, np.ndarray]]
 
-# Those that timm calls dm_nfnet_f0 and so on.
+# Models of this project that timm has, as dm_nfnet_f0 and so on.
 MODELS = tuple(f"nfnet_f{number}" for number in range(7))
 
-_NETWORK = "NFNet/~/"
-_CONVS = {
-    "conv1": "conv0",
-    "conv2": "conv1",
-    "conv2b": "conv1b",
-    "conv3": "conv2",
-    "downsample.conv": "conv_shortcut",
+# Entries of training checkpoints that hold weights, and averaged weights.
+_WEIGHTS = ("state_dict", "model")
+_AVERAGES = ("state_dict_ema", "model_ema")
+# Prefixes by DistributedDataParallel and AveragedModel, and by torch.compile.
+_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.)+")
+
+_NETWORK, _BLOCK = "NFNet", "nf_block"
+# timm's layer of a block -> (kind, ours).
+_BLOCK_LAYERS = {
+    "conv1": ("conv", "conv0"),
+    "conv2": ("conv", "conv1"),
+    "conv2b": ("conv", "conv1b"),
+    "conv3": ("conv", "conv2"),
+    "downsample.conv": ("conv", "conv_shortcut"),
+    "attn_last.fc1": ("gate", "squeeze_excite/~/linear"),
+    "attn_last.fc2": ("gate", "squeeze_excite/~/linear_1"),
 }
-_GATES = {
-    "attn_last.fc1": "squeeze_excite/~/linear",
-    "attn_last.fc2": "squeeze_excite/~/linear_1",
-}
-_BLOCK = re.compile(r"nf_block(?:_(\d+))?$")
-_STAGE = re.compile(r"stages\.(\d+)\.(\d+)\.")
-# Kind of layer -> timm's name of the parameter -> ours.
-_NAMES = {
-    "conv": {"weight": "w", "bias": "bias", "gain": "gain"},
-    "gate": {"weight": "w", "bias": "b"},
-    "linear": {"weight": "w", "bias": "b"},
-    "block": {"skipinit_gain": "skip_gain"},
+_STAGE = re.compile(r"stages\.([0-3])\.(\d{1,3})\.")
+# Kind of layer -> timm's name of the parameter -> (ours, timm's number of dimensions).
+_PARAMETERS: Mapping[str, Mapping[str, tuple[str, int]]] = {
+    "conv": {"weight": ("w", 4), "bias": ("bias", 1), "gain": ("gain", 4)},
+    "gate": {"weight": ("w", 4), "bias": ("b", 1)},
+    "linear": {"weight": ("w", 2), "bias": ("b", 1)},
+    "block": {"skipinit_gain": ("skip_gain", 0)},
     "unknown": {},
 }
-# Of timm's arrays.
-_DIMENSIONS = {
-    ("conv", "weight"): 4,
-    ("conv", "gain"): 4,
-    ("gate", "weight"): 4,
-    ("linear", "weight"): 2,
-}
 
 
-def read_timm(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def read_timm(
+    path: str | pathlib.Path, *, ema: bool = False
+) -> tuple[dict[str, np.ndarray], str]:
     """Reads a state dictionary from a .safetensors or a PyTorch file.
 
+    Args:
+      path: of a state dictionary or of a training checkpoint that holds one.
+      ema: read the averaged weights of a training checkpoint.
+
+    Returns:
+      (timm's name -> array, name of the checkpoint's entry that it was read from or "").
+
     Raises:
-      UserError: no such file, or one that holds anything but tensors.
+      UserError: the file is missing, of another format, or lacks averaged weights; or it
+        is a PyTorch file and PyTorch is not installed.
     """
+    content = read_safetensors(path)[0] if is_safetensors(path) else _load_torch(path)
+    return unwrap(content, path, ema=ema)
+
+
+def unwrap(
+    content: Any, path: object, *, ema: bool = False
+) -> tuple[dict[str, np.ndarray], str]:
+    """Finds the state dictionary in the content of a file; see `read_timm`.
+
+    Args:
+      content: a mapping of tensors, or of such mappings.
+      path: of the file, for messages.
+      ema: take the averaged weights.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dictionary")
+    entries = _AVERAGES if ema else (*_WEIGHTS, *_AVERAGES)
+    entry = next((name for name in entries if isinstance(content.get(name), Mapping)), "")
+    if ema and not entry:
+        names = ", ".join(map(str, list(content)[:5]))
+        raise UserError(f"--ema: {path} has no {' or '.join(_AVERAGES)}, but {names}, ...")
+    tensors = {}
+    for key, value in (content[entry] if entry else content).items():
+        if key == "n_averaged":  # counter of torch.optim.swa_utils.AveragedModel
+            continue
+        if hasattr(value, "detach"):
+            value = value.detach().float().numpy()
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{path}: {key!r} is not a tensor; expected a state dictionary")
+        tensors[_PREFIXES.sub("", key, count=1)] = value
+    return tensors, entry
+
+
+def _load_torch(path: str | pathlib.Path) -> Any:
     try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if start[8:] != b"{":
-        return read_torch(path)
-    with open_safetensors(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is not a .safetensors file, and reading others needs PyTorch: "
+            "pip install torch, or use the .safetensors file"
+        ) from None
+    try:
+        # The files of timm's train.py hold its command line, too.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types, depending on how the file is damaged
+        # PyTorch advises to load such files as code; only its reason is passed on.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        reason = reason.partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path} is not a PyTorch file of tensors: {reason}") from None
 
 
 def write_timm(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a state dictionary that timm loads.
 
     Raises:
-      UserError: the file cannot be written, or is to be PyTorch's own.
+      UserError: the file cannot be written, or has a suffix of PyTorch's own format.
     """
     if pathlib.Path(path).suffix in (".pth", ".pt", ".bin"):
-        raise UserError(f"--out={path}: timm's weights are written as .safetensors")
+        raise UserError(f"--out={path}: only .safetensors files are written")
     write_safetensors(path, tensors, {"format": "pt"})
 
 
 def from_timm(tensors: Mapping[str, np.ndarray], path: object = "the weights") -> Tree:
-    """Turns timm's parameters into this project's.
+    """Converts timm's parameters to this project's.
 
     Args:
       tensors: timm's name -> array, of a dm_nfnet_f0 to f6 with any number of classes.
@@ -105,18 +155,22 @@ def from_timm(tensors: Mapping[str, np.ndarray], path: object = "the weights") -
       module -> name -> float32 array.
 
     Raises:
-      UserError: these are no parameters of such a model.
+      UserError: a name or a shape is not one of these models'.
     """
     layers = _layers(_stage_depths(tensors))
     tree: Tree = {}
     for key, array in tensors.items():
         layer, _, name = key.rpartition(".")
         kind, module = layers.get(layer, ("unknown", ""))
-        own_name = _NAMES[kind].get(name)
-        if own_name is None:
-            raise UserError(f"{path}: {key!r} is no parameter of timm's dm_nfnet_f0 to f6")
-        if array.ndim != _DIMENSIONS.get((kind, name), array.ndim):
-            raise UserError(f"{path}: {key} has the shape {list(array.shape)}")
+        if name not in _PARAMETERS[kind]:
+            raise UserError(
+                f"{path}: {key!r} is not a parameter of timm's dm_nfnet_f0 to f6"
+            )
+        own_name, dimensions = _PARAMETERS[kind][name]
+        if array.ndim != dimensions:
+            raise UserError(
+                f"{path}: {key} has the shape {list(array.shape)}, not {dimensions}-D"
+            )
         own = _to_own_layout(kind, own_name, np.asarray(array, np.float32))
         tree.setdefault(module, {})[own_name] = own
     return tree
@@ -135,59 +189,56 @@ def to_timm(
       timm's name -> array.
 
     Raises:
-      UserError: these are no parameters of such a model.
+      UserError: timm has no parameter of that name.
     """
-    # The first block of every stage, and no other, projects its shortcut.
-    blocks = sorted(
-        int(match[1] or 0)
-        for match in (_BLOCK.fullmatch(m.removeprefix(_NETWORK)) for m in params)
-        if match
-    )
+    blocks = {block_index(module) for module in params} - {None}
     depths: list[int] = []
-    for block in blocks:
-        if f"{_NETWORK}{_block_name(block)}/~/conv_shortcut" in params or not depths:
+    for index in range(len(blocks)):
+        # The first block of each stage, and no other, projects its shortcut.
+        shortcut = module_path(_NETWORK, block_name(_BLOCK, index), "conv_shortcut")
+        if shortcut in params or not depths:
             depths.append(0)
         depths[-1] += 1
     layers = {module: (kind, layer) for layer, (kind, module) in _layers(depths).items()}
     tensors = {}
     for module, arrays in params.items():
         kind, layer = layers.get(module, ("unknown", ""))
-        names = {own: theirs for theirs, own in _NAMES[kind].items()}
+        names = {own: theirs for theirs, (own, _) in _PARAMETERS[kind].items()}
         for name, array in arrays.items():
             if name not in names:
-                raise UserError(f"{path}: {module}:{name} has no place in timm's NFNets")
+                raise UserError(f"{path}: timm's NFNets have no {module}:{name}")
             theirs = _to_timm_layout(kind, name, np.asarray(array))
             tensors[f"{layer}.{names[name]}"] = theirs
     return tensors
 
 
 def _stage_depths(tensors: Mapping[str, Any]) -> list[int]:
-    """Blocks of each stage, by the highest numbers in timm's names."""
-    found = {(int(m[1]), int(m[2])) for m in map(_STAGE.match, tensors) if m}
-    stages = range(max((stage for stage, _ in found), default=-1) + 1)
-    return [max((b for s, b in found if s == stage), default=-1) + 1 for stage in stages]
+    """Returns the number of blocks of each stage, by the largest indices in the names."""
+    depths = [0, 0, 0, 0]
+    for match in filter(None, map(_STAGE.match, tensors)):
+        stage, block = int(match[1]), int(match[2])
+        depths[stage] = max(depths[stage], block + 1)
+    return depths
 
 
 def _layers(depths: Sequence[int]) -> dict[str, tuple[str, str]]:
-    """timm's layer -> (kind, our module)."""
-    layers = {f"stem.conv{k + 1}": ("conv", f"{_NETWORK}stem_conv{k}") for k in range(4)}
-    count = 0
-    for stage, depth in enumerate(depths):
-        for position in range(depth):
-            theirs, own = f"stages.{stage}.{position}", f"{_NETWORK}{_block_name(count)}"
-            layers[theirs] = ("block", own)
-            for name, own_name in _CONVS.items():
-                layers[f"{theirs}.{name}"] = ("conv", f"{own}/~/{own_name}")
-            for name, own_name in _GATES.items():
-                layers[f"{theirs}.{name}"] = ("gate", f"{own}/~/{own_name}")
-            count += 1
-    layers["final_conv"] = ("conv", f"{_NETWORK}final_conv")
-    layers["head.fc"] = ("linear", f"{_NETWORK}linear")
+    """Returns timm's layer -> (kind, our module)."""
+    layers = {
+        f"stem.conv{k + 1}": ("conv", module_path(_NETWORK, f"stem_conv{k}"))
+        for k in range(4)
+    }
+    places = [
+        (stage, block) for stage, depth in enumerate(depths) for block in range(depth)
+    ]
+    for index, (stage, block) in enumerate(places):
+        theirs = f"stages.{stage}.{block}"
+        own = module_path(_NETWORK, block_name(_BLOCK, index))
+        layers[theirs] = ("block", own)
+        for name, (kind, own_name) in _BLOCK_LAYERS.items():
+            layers[f"{theirs}.{name}"] = (kind, module_path(own, own_name))
+    layers["final_conv"] = ("conv", module_path(_NETWORK, "final_conv"))
+    layers["head.fc"] = ("linear", module_path(_NETWORK, HEAD))
     return layers
-
-
-def _block_name(index: int) -> str:
-    return f"nf_block_{index}" if index else "nf_block"
 
 
 def _to_own_layout(kind: str, name: str, array: np.ndarray) -> np.ndarray:

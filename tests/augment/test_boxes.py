@@ -1,4 +1,4 @@
-"""Spans around a centre, and the masks that they make."""
+"""Spans around a center, and the masks that they make."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from nfnets.augment import boxes
 
 
 @pytest.mark.parametrize(
-    ("centre", "size", "span"),
+    ("center", "size", "span"),
     [
         (5, 4, (3, 7)),
         (5, 5, (3, 8)),
@@ -19,8 +19,8 @@ from nfnets.augment import boxes
         (4, 99, (0, 10)),
     ],
 )
-def test_clipped_span(centre, size, span):
-    start, stop = boxes.clipped_span(jnp.array([centre]), jnp.int32(size), 10)
+def test_clipped_span(center, size, span):
+    start, stop = boxes.clipped_span(jnp.array([center]), jnp.int32(size), 10)
     assert (int(start[0]), int(stop[0])) == span
 
 

@@ -1,4 +1,4 @@
-"""Random draws: a function of the key and the example's position; the Beta quantiles."""
+"""Random draws by key and position, and the Beta quantiles."""
 
 import jax
 import jax.numpy as jnp

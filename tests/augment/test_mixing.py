@@ -1,4 +1,4 @@
-"""MixUp and CutMix: shares, weights, distributions, and who is mixed with whom."""
+"""MixUp and CutMix: shares, weights, distributions and pairs."""
 
 import fractions
 import functools
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nfnets
 from nfnets.augment import mixing
 
 _HEIGHT, _WIDTH = 24, 40
@@ -184,5 +185,5 @@ def test_pairs_left_alone_are_unchanged():
 
 def test_odd_batches_are_refused():
     images, labels = _black_and_white(3)
-    with pytest.raises(ValueError, match="takes pairs of images; got a batch of 3"):
+    with pytest.raises(nfnets.UserError, match="even batch size; got 3 images"):
         _mix(jax.random.key(0), images, labels, jnp.arange(3))

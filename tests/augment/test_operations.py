@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nfnets
 from nfnets.augment import GEOMETRIC, OPERATIONS, apply_operation, kernels
 from nfnets.augment import operations as ops
 
-_FILE = pathlib.Path(__file__).parents[1] / "data" / "randaugment_ops.npz"
+_FILE = pathlib.Path(__file__).parents[1] / "golden" / "randaugment_ops.npz"
 _RECORDED = dict(np.load(_FILE))
 _IMAGE = _RECORDED.pop("image")
 
-# Where the published float arithmetic ends just below a whole number, it rounds down to the
-# level before; ours is exact. AutoContrast: at most one level. Sharpness: one level of the
-# blur, which the factor 2.8 at magnitude 15 turns into two.
+# Where the published float arithmetic ends just below an integer, it rounds down to the
+# previous level; ours is exact. AutoContrast: at most one level. Sharpness: one level of
+# the blur, which the factor 2.8 at magnitude 15 turns into two.
 _INEXACT = {"AutoContrast": (1, 0.97), "Sharpness": (2, 0.97)}
 
 
@@ -73,7 +74,7 @@ def _operate(name, image, magnitude=10, **kwargs):
 def test_cutout_is_a_clipped_square():
     expected = _IMAGE.copy()
     expected[0 : 5 + 12, 50 - 12 :] = 128  # 2 int(40 M / 10) = 24 pixels
-    result = _operate("Cutout", _IMAGE, magnitude=3, centre=(5, 50))
+    result = _operate("Cutout", _IMAGE, magnitude=3, center=(5, 50))
     np.testing.assert_array_equal(result, expected)
     assert np.all(_operate("Cutout", _IMAGE, magnitude=20) == 128)
 
@@ -107,12 +108,12 @@ def test_equalize_by_hand():
     np.testing.assert_array_equal(_operate("Equalize", image)[..., 0], expected)
 
 
-def test_contrast_blends_with_grey_of_the_area():
+def test_contrast_blends_with_gray_of_the_area():
     rng = np.random.default_rng(0)
-    for shape, grey in (((16, 64, 3), 4), ((256, 300, 3), 255)):
+    for shape, gray in (((16, 64, 3), 4), ((256, 300, 3), 255)):
         image = rng.integers(0, 256, shape, dtype=np.uint8)
         # Magnitude 2: factor 0.46.
-        expected = np.floor(grey + 0.46 * (image.astype(float) - grey) + 1e-9)
+        expected = np.floor(gray + 0.46 * (image.astype(float) - gray) + 1e-9)
         np.testing.assert_array_equal(_operate("Contrast", image, 2), expected)
 
 
@@ -128,8 +129,8 @@ def test_color_at_its_ends():
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.testing.assert_array_equal(_operate("Color", image, 5), image)
-    grey = np.floor(image @ [0.2989, 0.5870, 0.1140] * 255.5 / 255)[..., None]
-    faded = np.floor(grey + 0.1 * (image - grey) + 1e-9)
+    gray = np.floor(image @ [0.2989, 0.5870, 0.1140] * 255.5 / 255)[..., None]
+    faded = np.floor(gray + 0.1 * (image - gray) + 1e-9)
     np.testing.assert_array_equal(_operate("Color", image, 0), faded)
 
 
@@ -164,10 +165,10 @@ def test_tiny_images(shape):
     images = jnp.arange(16 * 3 * shape[0] * shape[1], dtype=jnp.uint8)
     images = images.reshape(16, 3, *shape)
     zeros = jnp.zeros((1, 16), jnp.int32)
-    centre = jnp.zeros((1, 16, 2), jnp.int32)
-    result = kernels.apply_steps(images, bank, jnp.arange(16)[None], zeros, centre)
+    center = jnp.zeros((1, 16, 2), jnp.int32)
+    result = kernels.apply_steps(images, bank, jnp.arange(16)[None], zeros, center)
     assert result.shape == images.shape
-    # Sharpness has no pixel inside to blur; Invert works as ever.
+    # Sharpness has no inner pixel to blur; Invert is unaffected.
     invert, sharpness = OPERATIONS.index("Invert"), OPERATIONS.index("Sharpness")
     np.testing.assert_array_equal(result[sharpness], images[sharpness])
     np.testing.assert_array_equal(result[invert], 255 - images[invert])
@@ -179,9 +180,9 @@ def test_only_geometric_operations_have_a_sign():
     bank = ops.build_bank(steps, height, width, ops.RANDAUGMENT_TRANSLATE)
     images = jnp.asarray(np.moveaxis(_IMAGE, -1, 0))[None].repeat(16, axis=0)
     step = jnp.arange(16)[None]
-    centre = jnp.zeros((1, 16, 2), jnp.int32)
+    center = jnp.zeros((1, 16, 2), jnp.int32)
     plus, minus = (
-        kernels.apply_steps(images, bank, step, jnp.full((1, 16), sign), centre)
+        kernels.apply_steps(images, bank, step, jnp.full((1, 16), sign), center)
         for sign in (0, 1)
     )
     differs = np.any(np.asarray(plus != minus), axis=(1, 2, 3))
@@ -189,5 +190,5 @@ def test_only_geometric_operations_have_a_sign():
 
 
 def test_unknown_operation():
-    with pytest.raises(ValueError, match="unknown operation 'Blur'; expected one of Auto"):
+    with pytest.raises(nfnets.UserError, match="unknown operation 'Blur'; choose one of"):
         apply_operation("Blur", _IMAGE[None], 10)

@@ -1,4 +1,4 @@
-"""`augment` as a whole: a pure function of key, examples and positions."""
+"""`augment` as a pure function of key, examples and positions."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nfnets
 from nfnets.augment import AugmentOptions, augment
 
 _COUNT, _CLASSES = 16, 10
@@ -169,14 +170,14 @@ def test_stages_draw_independently():
     for pasted, dot in zip(is_other, mixed == 128, strict=True):
         rows = np.flatnonzero(pasted.any(axis=1))
         if rows.size and rows[0] > 0 and rows[-1] < side - 1:  # not clipped
-            centre = rows[0] + rows.size // 2
-            agree += centre in np.argwhere(dot)[0]
+            center = rows[0] + rows.size // 2
+            agree += center in np.argwhere(dot)[0]
             total += 1
     # One in eight agrees by chance; were the draws the same, all would.
     assert total > 50 and agree < total / 3
 
 
-def test_cutout_stage_greys_a_square_around_a_uniform_centre():
+def test_cutout_stage_grays_a_square_around_a_uniform_center():
     count, size = 4000, 6
     images = np.zeros((count, 16, 24, 3), np.uint8)
     labels = np.ones((count, 1), np.float32)
@@ -195,11 +196,11 @@ def test_cutout_stage_greys_a_square_around_a_uniform_centre():
     assert np.all(np.abs(share - 0.25) < 0.07)  # rows and columns are independent
     for spans in (rows, columns):
         limit = spans.shape[1]
-        # Of the side 6, centres 0, 1, 2 lose 3, 2, 1 pixels, the last two 2 and 1.
+        # Of the side 6, centers 0, 1, 2 lose 3, 2, 1 pixels, the last two 2 and 1.
         lengths = np.bincount(spans.sum(axis=1), minlength=size + 1) / count
         expected = np.array([0, 0, 0, 1, 2, 2, limit - 5]) / limit
         np.testing.assert_allclose(lengths, expected, atol=5 * 0.5 / np.sqrt(count))
-        # A pixel is grey for as many centres as reach it.
+        # A pixel is gray for as many centers as reach it.
         first = spans[:, 0].mean()
         np.testing.assert_allclose(first, 4 / limit, atol=5 * 0.5 / np.sqrt(count))
 
@@ -207,14 +208,14 @@ def test_cutout_stage_greys_a_square_around_a_uniform_centre():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((np.zeros((4, 8, 8)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]; got \(4"),
+        ((np.zeros((4, 8, 8)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]; got \[4"),
         ((np.zeros((4, 8, 8, 1)), np.eye(4), np.arange(4)), r"\[N, H, W, 3\]"),
         ((np.zeros((4, 8, 8, 3)), np.arange(4), np.arange(4)), r"labels must be \[4, K\]"),
-        ((np.zeros((4, 8, 8, 3)), np.eye(3), np.arange(4)), r"labels .* got \(3, 3\)"),
+        ((np.zeros((4, 8, 8, 3)), np.eye(3), np.arange(4)), r"labels .* got \[3, 3\]"),
         ((np.zeros((4, 8, 8, 3)), np.eye(4), np.arange(3)), r"example_index must be \[4\]"),
-        ((np.zeros((3, 8, 8, 3)), np.eye(3), np.arange(3)), "pairs of images"),
+        ((np.zeros((3, 8, 8, 3)), np.eye(3), np.arange(3)), "even batch size"),
     ],
 )
 def test_shapes_that_do_not_fit(batch, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(nfnets.UserError, match=message):
         augment(jax.random.key(0), *batch, AugmentOptions())

@@ -1,4 +1,4 @@
-"""Which operations RandAugment and AutoAugment pick, how often, and in which order."""
+"""Frequencies and order of the operations of RandAugment and AutoAugment."""
 
 import collections
 import hashlib
@@ -24,8 +24,8 @@ def _outcomes(bank, step, negative):
     """The results of the given steps on `_image`: arrays [layers, outcomes] of choices."""
     step, negative = jnp.asarray(step), jnp.asarray(negative)
     images = jnp.asarray(_image())[None].repeat(step.shape[1], axis=0)
-    centre = jnp.zeros((*step.shape, 2), jnp.int32)
-    return np.asarray(kernels.apply_steps(images, bank, step, negative, centre))
+    center = jnp.zeros((*step.shape, 2), jnp.int32)
+    return np.asarray(kernels.apply_steps(images, bank, step, negative, center))
 
 
 def _chi_square(counts, expected):
@@ -47,9 +47,9 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
     assert len(names) == len(choices)
 
     images = np.broadcast_to(_image(), (count, 3, _HEIGHT, _WIDTH))
-    results = jax.jit(
-        lambda *a: policies.rand_augment(*a, layers=1, magnitude=magnitude)
-    )(jax.random.key(0), images, jnp.arange(count))
+    results = jax.jit(lambda *a: policies.rand_augment(*a, layers=1, magnitude=magnitude))(
+        jax.random.key(0), images, jnp.arange(count)
+    )
     found = [names.get(image.tobytes(), "Cutout") for image in np.asarray(results)]
     counts = collections.Counter(found)
 
@@ -65,15 +65,15 @@ def test_rand_augment_draws_operations_and_signs_uniformly():
     assert _chi_square(per_operation, count / 16) < 44.3
 
     boxes = [r for r, f in zip(np.asarray(results), found, strict=True) if f == "Cutout"]
-    grey = np.all(np.stack(boxes) == 128, axis=1)  # [boxes, H, W]
-    centres = []
-    for box in grey:
+    gray = np.all(np.stack(boxes) == 128, axis=1)  # [boxes, H, W]
+    centers = []
+    for box in gray:
         rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
         assert box.sum() == rows.size * columns.size > 0
-        centres.append((rows[-1], columns[-1]))
+        centers.append((rows[-1], columns[-1]))
         assert rows.size <= 16 and columns.size <= 16  # 2 int(40 M / 10)
-    # Of a square of side 16 around a uniform centre the last row is centre + 7, clipped.
-    last_row, last_column = np.array(centres).T
+    # Of a square of side 16 around a uniform center the last row is center + 7, clipped.
+    last_row, last_column = np.array(centers).T
     for last, limit in ((last_row, _HEIGHT), (last_column, _WIDTH)):
         assert last.min() == 7
         clipped = np.mean(last == limit - 1)
@@ -93,8 +93,8 @@ def test_layers_follow_one_another():
     apply = jax.jit(lambda *a: kernels.apply_steps(a[0], bank, *a[1:]))
     for layer in range(layers):
         choice, sign, row, column = bits[:, layer].T
-        centre = np.stack([row % _HEIGHT, column % _WIDTH], axis=-1)
-        draw = (x.astype(np.int32)[None] for x in (choice % 16, sign % 2, centre))
+        center = np.stack([row % _HEIGHT, column % _WIDTH], axis=-1)
+        draw = (x.astype(np.int32)[None] for x in (choice % 16, sign % 2, center))
         images = apply(images, *draw)
     np.testing.assert_array_equal(results, images)
     assert len(np.unique(np.asarray(results).reshape(count, -1), axis=0)) > 50
@@ -155,9 +155,26 @@ def test_auto_augment_translates_by_its_own_distance():
     images = np.full((96, 3, 300, 300), 255, np.uint8)
     run = jax.jit(policies.auto_augment)
     results = np.asarray(run(jax.random.key(0), images, jnp.arange(96)))
-    grey_rows = np.all(results == 128, axis=(1, 3)).sum(axis=1)
-    assert np.sum(grey_rows >= 225) >= 1
-    assert grey_rows.max() < 300
+    gray_rows = np.all(results == 128, axis=(1, 3)).sum(axis=1)
+    assert np.sum(gray_rows >= 225) >= 1
+    assert gray_rows.max() < 300
+
+
+def test_translations_scale_with_the_image():
+    """100 pixels at magnitude 10 and 224 px are 25 at 56 px."""
+    images = np.full((64, 3, 56, 56), 255, np.uint8)
+
+    def shifts(**options):
+        run = jax.jit(
+            lambda *a: policies.rand_augment(*a, layers=1, magnitude=10, **options)
+        )
+        gray = np.asarray(run(jax.random.key(0), images, jnp.arange(64)))[:, 0] == 128
+        return set(gray.all(axis=1).sum(axis=1).tolist())  # columns that are all gray
+
+    # Other operations may make the whole image gray.
+    assert shifts(scale_translation=True) - {56} == {0, 25}
+    assert shifts() == {0, 56}
+    assert policies._translation(250, 224, True) == 250
 
 
 def test_images_do_not_leak_into_each_other():

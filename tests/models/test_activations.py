@@ -1,11 +1,13 @@
-"""Activations and the constants that keep their variance."""
+"""Activations and their variance."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nfnets.errors import UserError
 from nfnets.models import activations
+from nfnets.models.platform import compile_for
 
 
 @pytest.mark.parametrize("name", activations.names())
@@ -55,8 +57,9 @@ def gelu_by_hand(x):
     return x * (1 + t) / 2, first, second
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_gelu_and_its_derivatives_are_those_of_the_tanh_form(scaled):
+def test_gelu_and_its_derivatives_are_those_of_the_tanh_form(scaled, platform):
     scale = activations.gamma("gelu") if scaled else 1.0
     gelu = activations.get("gelu", scaled)
     values = np.concatenate([np.linspace(-6.0, 6.0, 401), [-40.0, 0.0, 40.0]])
@@ -64,27 +67,29 @@ def test_gelu_and_its_derivatives_are_those_of_the_tanh_form(scaled):
     value, first, second = (
         scale * array for array in gelu_by_hand(values.astype(np.float64))
     )
-    forward_mode = jax.jvp(gelu, (values,), (np.full_like(values, 2.0),))[1] / 2
-    for got, want in (
-        (jax.jit(gelu)(values), value),
-        (jax.jit(jax.vmap(jax.grad(gelu)))(values), first),
-        (forward_mode, first),
-        (jax.jit(jax.vmap(jax.grad(jax.grad(gelu))))(values), second),
-    ):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=5e-5)
+    # XLA's tanh is less exact than its exponential, as the tests compile it.
+    atol = {"cpu": 5e-5, "tpu": 2e-4}[platform]
+    with compile_for(platform):
+        forward_mode = jax.jvp(gelu, (values,), (np.full_like(values, 2.0),))[1] / 2
+        for got, want in (
+            (jax.jit(gelu)(values), value),
+            (jax.jit(jax.vmap(jax.grad(gelu)))(values), first),
+            (forward_mode, first),
+            (jax.jit(jax.vmap(jax.grad(jax.grad(gelu))))(values), second),
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", ["gelu", "gelu_exact", "silu", "softplus", "selu"])
-def test_the_gradient_keeps_no_more_than_the_input(name, backend, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    # One size for each backend, as traces are kept by shape.
-    values = jnp.linspace(-3, 3, {"cpu": 64, "gpu": 65}[backend])
-    _, gradient = jax.vjp(activations.get(name), values)
+def test_the_gradient_stores_no_more_than_the_input(name, platform):
+    values = jnp.linspace(-3, 3, 64)
+    with compile_for(platform):
+        _, gradient = jax.vjp(activations.get(name), values)
     assert sum(array.nbytes for array in jax.tree.leaves(gradient)) <= values.nbytes
 
 
 def test_dtype_is_kept_and_unknown_names_are_named():
     assert activations.get("gelu")(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match="unknown activation 'swich'; choose one of iden"):
+    with pytest.raises(UserError, match="unknown activation 'swich'; choose one of iden"):
         activations.get("swich")

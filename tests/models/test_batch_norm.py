@@ -1,4 +1,4 @@
-"""Batch normalisation: statistics, running averages, synchronisation."""
+"""Statistics, running averages and synchronization of batch normalization."""
 
 import haiku as hk
 import jax
@@ -30,7 +30,7 @@ def inputs(count=6):
     return 2 + 3 * jax.random.normal(jax.random.key(0), (count, 4, 5, 3))
 
 
-def test_training_normalises_by_the_batch_and_evaluation_by_the_averages():
+def test_training_normalizes_by_the_batch_and_evaluation_by_the_averages():
     net, x = transformed(), inputs()
     params, _ = net.init(None, x, True)
     state = {
@@ -81,7 +81,7 @@ def test_it_equals_haikus():
     )
 
 
-def test_half_precision_is_normalised_in_float32():
+def test_half_precision_is_normalized_in_float32():
     net, x = transformed(), (inputs() + 100).astype(jnp.bfloat16)
     params, state = net.init(None, x, True)
     assert params["bn0"]["scale"].dtype == jnp.float32
@@ -93,7 +93,7 @@ def test_half_precision_is_normalised_in_float32():
 
 
 @pytest.mark.parametrize("axis_name", [AXIS, None])
-def test_synchronised_statistics_are_those_of_the_whole_batch(axis_name):
+def test_synchronized_statistics_are_those_of_the_whole_batch(axis_name):
     net, x = transformed(axis_name), inputs(8)
     params, state = net.init(None, x, True)
     whole, state_whole = transformed().apply(params, state, x, True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import nfnets
+from nfnets.errors import UserError
 from nfnets.models import (
     count_activations,
     count_multiply_adds,
@@ -18,7 +19,7 @@ from nfnets.models.counting import layer_calls, parameter_shapes
 from nfnets.models.layers import conv2d
 from nfnets.models.spec import StemConv
 from tests import reference
-from tests.models.test_nfnet import block_input_variances
+from tests.models.helpers import block_input_variances
 
 PREFIXES = {
     "NF_RegNet": "nf_regnet_",
@@ -59,7 +60,7 @@ PUBLISHED = published_rows()
 
 
 def formula_state(shapes):
-    """The formula's batch-norm state: variances near one, means near zero."""
+    """Formula arrays of batch normalization: variances near 1, means near 0."""
     return {
         module: {
             name: np.ones((), np.int32)
@@ -104,8 +105,8 @@ def test_every_name_is_a_model_whose_parameters_the_optimizer_knows():
 
 @pytest.mark.parametrize("name", ["nf_regnet_b0", "nf_regnet_b2"])
 def test_multiply_adds_are_the_published_ones(name):
-    # The published count takes fractions of a pixel where the stride does not divide the
-    # size, so it is compared as what it is: a multiple of the area, and the linear layers.
+    # The published count includes fractions of pixels where strides do not divide the
+    # size; it is proportional to the area, except for the linear layers.
     row = PUBLISHED[name]
     calls = layer_calls(nfnets.create_model(name), 64)
     convs = sum(call.multiply_adds for call in calls if call.is_conv)
@@ -114,7 +115,7 @@ def test_multiply_adds_are_the_published_ones(name):
     assert int(scaled + linear) == int(row["macs_at_test_size"])
 
 
-def test_costs_of_resnet50_are_the_known_ones():
+def test_costs_of_resnet50_are_the_published_ones():
     model = nfnets.create_model("resnet50")
     # "Designing network design spaces" (2020), table 4: 4.1 B, 11.1 M.
     assert round(count_multiply_adds(model, 224) / 1e9, 1) == 4.1
@@ -174,7 +175,7 @@ def test_outputs_and_gradients_are_the_published_ones(name, file, has_gradients)
         trained = None
         if has_gradients:
             trained = jax.value_and_grad(loss_fn, has_aux=True)(params)
-            if not state:  # nothing differs in training: spare the second compilation
+            if not state:  # evaluation is the same: saves the second compilation
                 return trained[0][1], trained
         return model.apply(params, state, None, images, is_training=False)[0], trained
 
@@ -185,8 +186,8 @@ def test_outputs_and_gradients_are_the_published_ones(name, file, has_gradients)
         return
     (loss, outputs), grads = trained
     if "train_logits" in expected:
-        # The variance of the eight values of the last stage loses digits: in float64 the
-        # published figures themselves are 2e-4 off.
+        # The variance of the last stage's eight values loses digits; the published outputs
+        # differ from float64 by 2e-4.
         assert relative_error(outputs["logits"], expected["train_logits"]) < 5e-4
     np.testing.assert_allclose(loss, expected["loss"], rtol=1e-3)
     assert len(expected["grad_names"]) == len(jax.tree.leaves(grads))
@@ -198,7 +199,7 @@ def test_outputs_and_gradients_are_the_published_ones(name, file, has_gradients)
 
 
 def test_post_activation_batch_norm_by_hand():
-    """No published figures: the block written out, and torchvision's parameter count."""
+    """Against the block written out and torchvision's count; no outputs are published."""
     shapes = parameter_shapes(nfnets.create_model("resnet50_v1"))
     assert count_parameters(shapes) == 25557032
 
@@ -328,23 +329,6 @@ def test_nf_resnet_keeps_the_predicted_variance():
     np.testing.assert_allclose(ratios[1:], 1, atol=0.1)  # published: 0.98 to 1.03
 
 
-def test_narrow_groups_on_cpu_equal_the_grouped_convolution():
-    groups = 11  # one convolution for eight of them, one for three
-    keys = jax.random.split(jax.random.key(0), 2)
-    inputs = jax.random.normal(keys[0], (2, 5, 5, 8 * groups))
-    weight = jax.random.normal(keys[1], (3, 3, 8, 16 * groups))
-    want = jax.lax.conv_general_dilated(
-        inputs,
-        weight,
-        (2, 2),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-    got = conv2d(inputs, weight, stride=2, groups=groups)
-    np.testing.assert_allclose(got, want, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -353,5 +337,5 @@ def test_narrow_groups_on_cpu_equal_the_grouped_convolution():
     ],
 )
 def test_wrong_choices_are_named(overrides, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         nfnets.create_model("resnet50", **overrides)

@@ -1,4 +1,4 @@
-"""The folded form gives what the network gives."""
+"""Folded networks have the outputs of the original ones."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nfnets
+from nfnets.errors import UserError
 from nfnets.models import layers
 from nfnets.models.counting import parameter_shapes
 from tests import reference
@@ -46,7 +47,7 @@ def test_all_outputs_are_the_same(case):
     assert got.keys() == want.keys()
     for name in want:
         assert relative_difference(got[name], want[name]) < 1e-4, name
-    # Nothing is left but plain convolutions and, with gates behind them, one scalar.
+    # Plain convolutions remain, and a scalar where gates follow the branch.
     names = {name for arrays in folded_params.values() for name in arrays}
     assert names <= {"w", "b", "skip_gain"}
     assert ("skip_gain" in names) == (case.startswith(("nfnet", "nf_se")))
@@ -67,9 +68,9 @@ def test_a_branch_without_gain_is_folded_too():
     np.testing.assert_allclose(folded[block]["skip_gain"], 0.2 * 2 * gain, rtol=1e-6)
 
 
-def test_networks_with_normalisation_have_no_folded_form():
+def test_networks_with_normalization_cannot_be_folded():
     for name in ("resnet50", "fixup_resnet50", "resnet50_v1"):
-        with pytest.raises(ValueError, match=f"{name} has no folded form"):
+        with pytest.raises(UserError, match=f"{name} cannot be folded"):
             nfnets.fold(nfnets.create_model(name), {})
 
 
@@ -79,13 +80,11 @@ def test_timm_compat_is_two_rules():
     assert model.spec.block.weight_eps == 1e-5
     assert model.spec.block.weight_eps_rule == "added"
     plain = nfnets.create_model("nfnet_tiny")
-    block = dataclasses.replace(
-        model.spec.block, weight_eps=1e-4, weight_eps_rule="floor"
-    )
+    block = dataclasses.replace(model.spec.block, weight_eps=1e-4, weight_eps_rule="floor")
     assert dataclasses.replace(model.spec, activation="gelu", block=block) == plain.spec
-    with pytest.raises(ValueError, match="timm_compat is for NFNets, not for resnet50"):
+    with pytest.raises(UserError, match="timm_compat is for NFNets, not for resnet50"):
         nfnets.create_model("resnet50", timm_compat=True)
-    with pytest.raises(ValueError, match="weight_eps_rule must be one of floor, added"):
+    with pytest.raises(UserError, match="weight_eps_rule must be one of floor, added"):
         nfnets.create_model("nfnet_tiny", weight_eps_rule="none")
 
 

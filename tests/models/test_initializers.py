@@ -1,4 +1,4 @@
-"""Initial values: whose they are, and that one compiled function draws them all."""
+"""Initial values: those of `jax.random`, drawn by one compiled function."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_values_are_those_of_jax_random(truncated, stream):
 
 def test_all_distributions_are_drawn_by_one_compiled_function():
     initializers._draw_piece.clear_cache()
-    for normal in (initializers.CONV, initializers.CLASSIFIER, initializers.LINEAR):
+    for normal in (initializers.CONV, initializers.HE, initializers.LINEAR):
         normal.draw(jax.random.key(0), (3, 5), jnp.float32, 1)
         normal.draw(jax.random.key(1), (7,), jnp.float16, 2)
     assert initializers._draw_piece._cache_size() == 1

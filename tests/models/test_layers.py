@@ -21,21 +21,22 @@ def test_standardized_weights_by_hand():
         ],
         axis=-1,
     )
-    got = layers.standardize_weight(weight, jnp.array([2.0, 1.0]))
+    got = layers.standardize_weight(weight, jnp.array([2.0, 1.0]), 1e-4, "floor")
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_standardization_floors_variance_times_fan_in():
     # Variance 1e-6 and fan-in 4: 4e-6 is below the floor 1e-4, whose root is 1e-2.
     weight = jnp.array([1e-3, -1e-3, 1e-3, -1e-3])[:, None]
-    got = layers.standardize_weight(weight, jnp.ones(1))
+    got = layers.standardize_weight(weight, jnp.ones(1), 1e-4, "floor")
     np.testing.assert_allclose(got, weight / 1e-2, rtol=1e-6)
 
 
 def test_standardization_is_float32_whatever_comes_in():
     weight = jax.random.normal(jax.random.key(0), (3, 3, 64, 8)).astype(jnp.bfloat16)
-    got = layers.standardize_weight(weight, jnp.ones(8, jnp.bfloat16))
-    want = layers.standardize_weight(weight.astype(jnp.float32), jnp.ones(8))
+    gain = jnp.ones(8, jnp.bfloat16)
+    got = layers.standardize_weight(weight, gain, 1e-4, "floor")
+    want = layers.standardize_weight(weight.astype(jnp.float32), gain, 1e-4, "floor")
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, want)
 
@@ -54,15 +55,15 @@ def test_standardization_and_its_gradient_follow_the_formula(shape, rule):
     )
     w = np.asarray(weight, np.float64).reshape(-1, shape[-1])
     given = given.reshape(w.shape)
-    fan_in, centred = len(w), w - w.mean(axis=0)
-    variance = (centred**2).mean(axis=0)
+    fan_in, centered = len(w), w - w.mean(axis=0)
+    variance = (centered**2).mean(axis=0)
     if rule == "added":
         bounded, moves = (variance + 1e-3) * fan_in, 1.0
     else:
         bounded = np.maximum(variance * fan_in, 1e-3)
         moves = variance * fan_in > 1e-3
         assert list(moves) == [True] * (shape[-1] - 1) + [False]
-    unit = centred / np.sqrt(bounded)
+    unit = centered / np.sqrt(bounded)
     along = (given * unit).sum(axis=0)
     grad = (given - given.mean(axis=0) - moves * along * unit) / np.sqrt(bounded) * gain
     for found, expected in zip(
@@ -119,15 +120,14 @@ def test_stochastic_depth_drops_branches_at_rates_that_grow_with_depth():
     image = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
     images = jnp.tile(image, (400, 1, 1, 1))
     outputs, _ = jax.jit(
-        lambda key: model.apply(params, {}, key, images, is_training=True)
-    )(jax.random.key(2))
-    kept, _ = jax.jit(lambda: model.apply(params, {}, None, image, is_training=False))()
-    # Stage 1 is block 0 of 5, never dropped; stage 2 is block 1, dropped at 0.8 * 1 / 5.
-    np.testing.assert_allclose(
-        outputs["stage_1"][7], kept["stage_1"][0], rtol=1e-3, atol=1e-4
-    )
-    whole = np.abs(outputs["stage_2"] - kept["stage_2"]).max(axis=(1, 2, 3)) < 1e-3
-    np.testing.assert_allclose(1 - whole.mean(), 0.16, atol=0.05)
+        lambda key, images: model.apply(params, {}, key, images, is_training=True)
+    )(jax.random.key(2), images)
+    kept, _ = jax.jit(lambda image: model.apply(params, {}, None, image))(image)
+    # Block i of 5 is dropped at the rate 0.8 i / 5; the stages have 1, 1, 2 and 1 blocks.
+    for stage, rate in (("stage_1", 1), ("stage_2", 0.84), ("stage_4", 0.1069)):
+        error = np.abs(outputs[stage] - kept[stage]).max(axis=(1, 2, 3))
+        whole = error < 1e-3 * np.abs(kept[stage]).max()
+        np.testing.assert_allclose(whole.mean(), rate, atol=0.04 * (rate < 1))
 
 
 def test_randomness_follows_the_example_not_its_place():

@@ -1,4 +1,7 @@
-"""`Model.init` traces a network once and from then on only draws."""
+"""`Model.init`, checks of `Model.apply` and of `create_model`."""
+
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +9,11 @@ import numpy as np
 import pytest
 
 import nfnets
+from nfnets.errors import UserError
 from nfnets.models.network import ResidualNet
 
 
-def test_only_the_first_initialisation_traces(monkeypatch):
+def test_only_the_first_initialization_traces(monkeypatch):
     model = nfnets.create_model("nfnet_tiny", 10)
     fresh = nfnets.create_model("nfnet_tiny", 10)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
@@ -45,11 +49,11 @@ def test_images_of_another_shape_are_refused_every_time():
     model = nfnets.create_model("nfnet_tiny", 10)
     model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     for shape in ((1, 3, 64, 64), (64, 64, 3)):
-        with pytest.raises(ValueError, match=r"takes images \[N, H, W, 3\], not \["):
+        with pytest.raises(UserError, match=r"takes images \[N, H, W, 3\], not \["):
             model.init(jax.random.key(0), jnp.zeros(shape))
 
 
-def test_a_default_device_is_heeded_and_compiled_draws_are_the_same():
+def test_the_default_device_is_used_and_compiled_draws_are_the_same():
     model = nfnets.create_model("nfnet_tiny", 10)
     images = jnp.zeros((1, 64, 64, 3))
     drawn = model.init(jax.random.key(0), images)
@@ -61,3 +65,32 @@ def test_a_default_device_is_heeded_and_compiled_draws_are_the_same():
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-7)
         assert b.devices() == {other}
+
+
+def test_images_that_are_not_normalized_floats_are_refused():
+    model = nfnets.create_model("nfnet_tiny", 10)
+    pixels = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    params, state = model.init(jax.random.key(0), pixels)  # only the shape matters here
+    message = "takes normalized float images, not uint8; use nfnets.models.normalize_images"
+    with pytest.raises(UserError, match=message):
+        model.apply(params, state, None, pixels)
+    with pytest.raises(UserError, match=r"takes images \[N, H, W, 3\], not \[1, 3, 32, 32"):
+        model.apply(params, state, None, jnp.zeros((1, 3, 32, 32)))
+
+
+def test_an_unknown_dtype_is_named():
+    with pytest.raises(UserError, match="compute_dtype must be .* not 'bfloat61'"):
+        nfnets.create_model("nfnet_tiny", compute_dtype="bfloat61")
+
+
+def test_names_and_descriptions_are_importable_without_jax():
+    script = (
+        "import sys, nfnets\n"
+        "from nfnets.models import REMAT, get_spec, names\n"
+        "get_spec('nfnet_f0'), nfnets.list_models(), names.HEAD, REMAT\n"
+        "print({'jax', 'haiku', 'numpy'} & set(sys.modules))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "set()\n"

@@ -2,17 +2,17 @@
 
 import csv
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfnets
+from nfnets.errors import UserError
 from nfnets.models import count_multiply_adds, count_parameters, listing_hash
 from nfnets.models.counting import parameter_shapes
-from nfnets.models.residual import ResidualBlock
 from tests import reference
+from tests.models.helpers import block_input_variances
 
 # Paper, table 1: billions of multiply-adds at test size, millions of parameters.
 PAPER = {
@@ -85,28 +85,11 @@ def test_outputs_and_gradients_are_the_published_ones():
         )
 
 
-def block_input_variances(model, size, batch):
-    """Variance of each block's input over the predicted one, skip gains 1."""
-    params, _ = model.init(jax.random.key(1), jnp.zeros((1, size, size, 3)))
-    for arrays in params.values():
-        if "skip_gain" in arrays:
-            arrays["skip_gain"] = jnp.ones(())
-    images = jax.random.normal(jax.random.key(2), (batch, size, size, 3))
-    found = []
-
-    def observe(next_call, args, kwargs, context):
-        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
-            found.append(jnp.var(args[0]) / context.module.expected_std**2)
-        return next_call(*args, **kwargs)
-
-    def forward(params):
-        found.clear()
-        with hk.intercept_methods(observe):
-            model.apply(params, {}, None, images, is_training=False)
-        return list(found)
-
-    # `intercept_methods` works around a transformed call too.
-    return np.asarray(jax.jit(forward)(params))
+def test_predicted_standard_deviations_by_hand():
+    spec = nfnets.create_model("nfnet_tiny", depths=(3, 1, 2, 1), alpha=0.5).spec
+    # Each block adds 1/4 to the variance; a stage's first one starts from 1.
+    variances = [1, 1.25, 1.5, 1.75, 1.25, 1.25, 1.5]
+    np.testing.assert_allclose(np.square(spec.expected_stds()), variances)
 
 
 def stage_slices(depths):
@@ -224,15 +207,15 @@ def test_bfloat16_computes_close_to_float32():
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         nfnets.create_model(**arguments)
 
 
 def test_wrong_images_and_activations_are_named():
     model = nfnets.create_model("nfnet_tiny", activation="gelo")
     images = jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(ValueError, match="unknown activation 'gelo'"):
+    with pytest.raises(UserError, match="unknown activation 'gelo'"):
         model.init(jax.random.key(0), images)
     model = nfnets.create_model("nfnet_tiny")
-    with pytest.raises(ValueError, match=r"images \[N, H, W, 3\], not \[1, 32, 32, 1\]"):
+    with pytest.raises(UserError, match=r"images \[N, H, W, 3\], not \[1, 32, 32, 1\]"):
         model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: exact values per rank, and equality with optax."""
+"""Adaptive gradient clipping: values by hand, equality with optax, foreign trees."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_exact_values_for_every_rank(shape):
     ratios = norm(np.asarray(gradient), axes) / norm(np.asarray(weight), axes)
     np.testing.assert_allclose(state.clipped_fraction, (ratios > 0.1).mean(), rtol=1e-6)
     np.testing.assert_allclose(state.max_ratio, ratios.max(), rtol=1e-5)
-    # What is within the limit keeps its bits.
+    # Units within the limit keep their bits.
     inside = np.broadcast_to(ratios < 0.1, got.shape)
     np.testing.assert_array_equal(got[inside], gradient[inside])
 
@@ -89,11 +89,26 @@ def test_equals_optax(shape, clipping, eps):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("axis", [(1, 2, 3), [1, 2, 3], lambda w: (1, 2, 3)])
-def test_other_layouts_by_axis(axis):
-    weight, gradient = arrays((5, 2, 3, 3), 4), arrays((5, 2, 3, 3), 5)
-    expected = clipped_by_hand(gradient, weight, (1, 2, 3), 0.2, 1e-3)
+@pytest.mark.parametrize("axis", [(1, 2, 3), [1, 2, 3], lambda w: tuple(range(1, w.ndim))])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5, 2, 3, 3), (1, 2, 3)),  # OIHW
+        ((5, 2, 3), (1, 2)),  # OIW: reduced over the axes that it has
+        ((5, 2), (1,)),  # a linear layer [out, in]
+    ],
+)
+def test_layouts_of_torch(axis, shape, axes):
+    weight, gradient = arrays(shape, 4), arrays(shape, 5)
     got, _ = clip(jnp.asarray(gradient), jnp.asarray(weight), 0.2, axis=axis)
+    expected = clipped_by_hand(gradient, weight, axes, 0.2, 1e-3)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_axes_may_count_from_the_end():
+    weight, gradient = arrays((5, 2, 3), 4), arrays((5, 2, 3), 5)
+    got, _ = clip(jnp.asarray(gradient), jnp.asarray(weight), 0.2, axis=(-3, -1))
+    expected = clipped_by_hand(gradient, weight, (0, 2), 0.2, 1e-3)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -153,14 +168,14 @@ def test_zero_weights_and_gradients_under_the_least_eps():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_exploding_gradients_come_down_to_the_limit(dtype):
+def test_exploding_gradients_are_clipped_to_the_limit(dtype):
     gradient = jnp.full((4, 2), 1e18, dtype)
     got, state = clip(gradient, jnp.zeros((4, 2), dtype), 0.01, 1e-3)
     np.testing.assert_allclose(norm(np.asarray(got, np.float64), 0), 1e-5, rtol=1e-2)
     np.testing.assert_allclose(state.max_ratio, 2e21, rtol=1e-2)
 
 
-def test_gradients_without_a_number_show():
+def test_nan_gradients_are_not_hidden():
     gradient = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
     got, state = clip(gradient, jnp.ones((2, 2)), 0.1)
     assert np.isnan(got[:, 1]).all() and np.isfinite(got[:, 0]).all()
@@ -219,7 +234,7 @@ def test_a_mask_may_be_a_prefix_of_the_tree():
     np.testing.assert_allclose(got["body"], 0.1, rtol=1e-6)
 
 
-def test_figures_per_layer():
+def test_statistics_per_layer():
     params = {"a": jnp.ones((2, 2)), "b": jnp.ones(2)}
     gradients = {"a": jnp.array([[1.0, 0.001], [1.0, 0.001]]), "b": jnp.full(2, 0.5)}
     _, state = clip(gradients, params, 0.1, per_layer=True)
@@ -231,16 +246,121 @@ def test_figures_per_layer():
     np.testing.assert_allclose(state.max_ratio, 1.0, rtol=1e-6)
 
 
+@jax.tree_util.register_pytree_node_class
+class Module:
+    """As in Equinox: a tree with a static name, functions among its leaves, callable."""
+
+    def __init__(self, name, *leaves):
+        self.name, self.leaves = name, leaves
+
+    def __call__(self, x):
+        raise AssertionError("a module is not a function of parameters")
+
+    def tree_flatten(self):
+        return self.leaves, self.name
+
+    @classmethod
+    def tree_unflatten(cls, name, leaves):
+        return cls(name, *leaves)
+
+
+WEIGHT, BIAS = jnp.ones((2, 2)), jnp.ones(3)
+OTHERS = jnp.tanh, "text", 3, jnp.arange(3), jax.random.key(0), jnp.float32
+MODULE = Module("outer", WEIGHT, Module("inner", BIAS), *OTHERS)
+PLAIN = [WEIGHT, (BIAS, *OTHERS), {"a": optax.MaskedNode(), "b": None}]
+
+
+def is_weight(leaf):
+    return isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("params", [MODULE, PLAIN])
+@pytest.mark.parametrize("others", ["kept", "none"])
+def test_other_leaves_pass_through(params, others):
+    gradients = jax.tree.map(
+        lambda x: 100 * x if is_weight(x) else x if others == "kept" else None, params
+    )
+    got, state = clip(gradients, params, 0.1, per_layer=True)
+    assert jax.tree.structure(got) == jax.tree.structure(gradients)
+    for leaf, before in zip(jax.tree.leaves(got), jax.tree.leaves(gradients), strict=True):
+        if is_weight(before):
+            np.testing.assert_allclose(leaf, 0.1, rtol=1e-6)
+        else:
+            assert leaf is before
+    np.testing.assert_allclose(state.max_ratio, 100, rtol=1e-6)
+    assert len(jax.tree.leaves(state.layer_max_ratio)) == 2
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Module("outer", True, Module("inner", False), *[False] * 6),
+        Module("outer", True, Module("inner", False), *OTHERS),
+        Module("outer", True, None, *[None] * 6),  # None counts as False
+        Module("outer", True, False, *[True] * 6),  # a prefix
+        lambda params: Module("outer", True, Module("inner", False), *params.leaves[2:]),
+    ],
+)
+def test_a_mask_may_be_a_module(mask):
+    gradients = Module("outer", 100 * WEIGHT, Module("inner", 100 * BIAS), *[None] * 6)
+    got, state = clip(gradients, MODULE, 0.1, mask=mask, per_layer=True)
+    np.testing.assert_allclose(got.leaves[0], 0.1, rtol=1e-6)
+    assert got.leaves[1].leaves[0] is gradients.leaves[1].leaves[0]
+    assert len(jax.tree.leaves(state.layer_max_ratio)) == 1
+
+
+def test_inside_of_masked_and_partition():
+    params = {"head": jnp.ones(3), "body": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda x: 100 * x, params)
+    clipping = nfnets.adaptive_grad_clip(
+        0.1, mask={"head": True, "body": {"w": True, "b": False}}
+    )
+    for optimizer in (
+        optax.masked(clipping, {"head": False, "body": True}),
+        optax.partition(
+            {"clip": clipping, "keep": optax.identity()}, {"head": "keep", "body": "clip"}
+        ),
+    ):
+        got, _ = optimizer.update(gradients, optimizer.init(params), params)
+        np.testing.assert_array_equal(got["head"], gradients["head"])
+        np.testing.assert_array_equal(got["body"]["b"], gradients["body"]["b"])
+        np.testing.assert_allclose(got["body"]["w"], 0.1, rtol=1e-6)
+
+
+def test_python_and_numpy_numbers():
+    params = {"a": 2.0, "b": np.float32(2), "c": np.ones(2), "d": 1}
+    got, _ = clip({"a": 5.0, "b": 5.0, "c": jnp.ones(2), "d": 7}, params, 0.1)
+    np.testing.assert_allclose(got["a"], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(got["b"], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(got["c"], 0.1, rtol=1e-6)
+    assert got["d"] == 7
+
+
 def test_state_keeps_its_structure_from_init_to_update():
-    params = {"a": jnp.ones((2, 2)), "b": None}
+    params = {"a": jnp.ones((2, 2)), "b": None, "c": jnp.ones(2)}
     for per_layer in (False, True):
         transformation = nfnets.adaptive_grad_clip(0.1, per_layer=per_layer)
         before = transformation.init(params)
-        _, after = transformation.update(params, before, params)
-        assert jax.tree.structure(before) == jax.tree.structure(after)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), after
-        )
+        # Parameters without a gradient are no units.
+        for gradients in (params, {**params, "c": None}):
+            _, after = transformation.update(gradients, before, params)
+            assert jax.tree.structure(before) == jax.tree.structure(after)
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+                lambda x: (x.shape, x.dtype), after
+            )
+    assert after.clipped_fraction == 1
+    np.testing.assert_allclose(after.layer_max_ratio["a"], 1, rtol=1e-6)
+    assert after.layer_max_ratio["c"] == 0
+
+
+def test_the_names_of_stored_states():
+    """Checkpoints store the state by these names."""
+    assert AdaptiveGradClipState._fields == (
+        "clipped_fraction",
+        "max_ratio",
+        "layer_clipped_fraction",
+        "layer_max_ratio",
+    )
 
 
 def test_in_an_optax_chain_under_jit():
@@ -261,12 +381,12 @@ def test_in_an_optax_chain_under_jit():
 
 def test_mistakes_are_named():
     transformation = nfnets.adaptive_grad_clip(0.1)
-    with pytest.raises(ValueError, match="update\\(gradients, state, params\\)"):
+    with pytest.raises(nfnets.UserError, match=r"update\(gradients, state, params\)"):
         transformation.update({"w": jnp.ones(2)}, transformation.init({"w": jnp.ones(2)}))
-    with pytest.raises(ValueError, match="clipping must be above 0, not 0"):
+    with pytest.raises(nfnets.UserError, match=r"clipping must .* in \(0, inf\), not 0"):
         nfnets.adaptive_grad_clip(0)
-    with pytest.raises(ValueError, match="eps must be above 0, not -1"):
+    with pytest.raises(nfnets.UserError, match=r"eps must be .* in \(0, inf\), not -1"):
         nfnets.adaptive_grad_clip(0.1, -1)
     six = jnp.ones((2,) * 6)
-    with pytest.raises(ValueError, match=r"no rule for an array of shape \[2, 2, 2"):
+    with pytest.raises(nfnets.UserError, match=r"no rule for an array of shape \[2, 2, 2"):
         transformation.update(six, transformation.init(six), six)

@@ -1,6 +1,4 @@
-"""The whole optimizer against the published trajectory, and each of its parts."""
-
-import json
+"""The optimizer against the published trajectory, and each of its parts."""
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +8,23 @@ import pytest
 
 import nfnets
 from nfnets.models.counting import parameter_shapes
-from nfnets.optim import OPTIMIZERS, clipping_state, rules, update_ema, warmup_cosine
+from nfnets.optim import OPTIMIZERS, clipping_state, update_ema
 from tests import reference
-
-HEAD = "Net/~/linear"
-BODY = "Net/~/conv"
-
-
-def small_params(weight=2.0):
-    return {
-        BODY: {"w": jnp.full((2, 1), weight), "gain": jnp.ones(1), "bias": jnp.ones(1)},
-        HEAD: {"w": jnp.full((2, 1), weight), "b": jnp.ones(1)},
-    }
-
-
-def one_update(optimizer, params, gradients):
-    updates, state = optimizer.update(gradients, optimizer.init(params), params)
-    return updates, state
+from tests.optim.helpers import (
+    BODY,
+    HEAD,
+    decoupled_sgd,
+    doubled_sgd,
+    one_update,
+    random_like,
+    small_params,
+)
 
 
 def test_trajectory_is_the_published_one():
     data = np.load(reference.DATA / "trajectory-NFNet-F0.npz")
     steps, peak = int(data["steps"]), float(data["lr"])
-    model = nfnets.create_model(
-        "nfnet_f0", drop_rate=0.0, stochdepth_rate=0.0, outline=True
-    )
+    model = nfnets.create_model("nfnet_f0", drop_rate=0.0, stochdepth_rate=0.0)
     start = jax.tree.map(jnp.asarray, reference.formula_params(parameter_shapes(model)))
     images = reference.formula_images(4, 32)
     targets = optax.smooth_labels(jax.nn.one_hot(jnp.array([1, 7, 500, 999]), 1000), 0.1)
@@ -67,21 +57,6 @@ def test_trajectory_is_the_published_one():
             module, _, name = path.rpartition(":")
             moved = np.linalg.norm(tree[module][name] - start[module][name])
             np.testing.assert_allclose(moved, expected, rtol=1e-2, err_msg=path)
-
-
-def test_schedule_is_the_published_one():
-    data = json.loads((reference.DATA / "schedule.json").read_text())
-    schedule = warmup_cosine(data["max_val"], data["num_steps"], data["warmup_steps"])
-    for step, value in data["values"].items():
-        np.testing.assert_allclose(schedule(int(step)), value, rtol=1e-5, atol=1e-6)
-
-
-def test_schedule_without_warm_up_and_with_nothing_else():
-    assert warmup_cosine(2.0, 10, 0)(0) == 2.0
-    np.testing.assert_allclose(warmup_cosine(2.0, 10, 0)(5), 1.0)
-    np.testing.assert_allclose(warmup_cosine(2.0, 10, 10)(5), 1.0)
-    with pytest.raises(ValueError, match="warm-up of 11 steps does not fit into 10"):
-        warmup_cosine(2.0, 10, 11)
 
 
 def test_sgd_by_hand():
@@ -132,131 +107,134 @@ def test_clipping_by_global_norm():
         np.testing.assert_allclose(leaf, -1 / np.sqrt(7), rtol=1e-5)
 
 
-@pytest.mark.parametrize("clipping", [None, 0.1])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_equals_its_optax_one_with_clipped_gradients(name, clipping):
-    params = small_params()
-    key = jax.random.key(0)
-    gradients = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
-    mask = {BODY: {"w": True, "gain": False, "bias": False}, HEAD: {"w": True, "b": False}}
-    clip_mask = {BODY: True, HEAD: {"w": False, "b": True}}
-    decay = optax.add_decayed_weights(0.01, mask=mask)
-    theirs = {
-        "sgd": optax.chain(decay, optax.sgd(0.1, momentum=0.9, nesterov=True)),
-        "adam": optax.chain(decay, optax.adam(0.1)),
-        "adamw": optax.adamw(0.1, weight_decay=0.01, mask=mask),
-        "rmsprop": optax.chain(
-            decay, optax.rmsprop(0.1, decay=0.999, momentum=0.9, nesterov=True)
-        ),
-        "lamb": optax.lamb(0.1, eps=1e-8, weight_decay=0.01, mask=mask),
-    }[name]
-    if clipping is not None:
-        clip = nfnets.adaptive_grad_clip(clipping, mask=clip_mask)
-        gradients_for_theirs, _ = clip.update(gradients, clip.init(params), params)
-    else:
-        gradients_for_theirs = gradients
-    ours = nfnets.create_optimizer(0.1, name=name, clipping=clipping, weight_decay=0.01)
-    our_state, their_state = ours.init(params), theirs.init(params)
-    for _ in range(3):
-        got, our_state = ours.update(gradients, our_state, params)
-        want, their_state = theirs.update(gradients_for_theirs, their_state, params)
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        # optax's rmsprop scales by the rate before its momentum: the same up to rounding.
-        np.testing.assert_allclose(g, w, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["nfnet_f0", "nfnet_tiny"])
-def test_every_parameter_has_one_rule(name):
-    shapes = parameter_shapes(nfnets.create_model(name))
-    labels = rules.label_parameters(shapes)
-    heads = [
-        path
-        for path, label in jax.tree_util.tree_leaves_with_path(labels)
-        if label == "classifier_weight"
-    ]
-    assert [rules.parameter_path(path) for path in heads] == ["NFNet/~/linear:w"]
-    for path, label in jax.tree_util.tree_leaves_with_path(labels):
-        name = rules.parameter_path(path).rpartition(":")[2]
-        assert (label == "gain_or_bias") == (name != "w")
-
-
-def test_a_parameter_without_a_rule_is_named():
-    optimizer = nfnets.create_optimizer(0.1)
-    with pytest.raises(ValueError, match="Net:kernel matches no rule"):
-        optimizer.init({"Net": {"kernel": jnp.ones((2, 2))}})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "sgdd"}, "unknown optimizer 'sgdd'; choose one of sgd"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, not -1.0"),
-        ({"clip_norm": 0.0}, "clip_norm must be above 0"),
-        ({"clipping": -0.1}, "clipping must be above 0, not -0.1"),
-    ],
-)
-def test_values_out_of_range_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        nfnets.create_optimizer(0.1, **options)
-
-
-def test_average_warms_up_and_takes_over_counters():
-    old = {"w": jnp.zeros(2), "count": jnp.zeros((), jnp.int32)}
-    new = {"w": jnp.ones(2), "count": jnp.ones((), jnp.int32)}
-    for step, decay in ((0, 1 / 10), (8, 9 / 18), (10**6, 0.99)):
-        average = update_ema(old, new, 0.99, step)
-        np.testing.assert_allclose(average["w"], 1 - decay, rtol=1e-5)
-        assert average["count"] == 1
-
-
-FINE_TUNED = {
-    "NFNet/~/stem_conv0": {"w": 1.0},
-    "NFNet/~/nf_block": {"skip_gain": 1.0},
-    "NFNet/~/nf_block/~/conv0": {"w": 1.0},
-    "NFNet/~/nf_block_1/~/conv0": {"w": 1.0},
-    "NFNet/~/nf_block_1/~/squeeze_excite/~/linear": {"w": 1.0},
-    "NFNet/~/final_conv": {"w": 1.0},
-    "NFNet/~/linear": {"w": 1.0, "b": 1.0},
+# As optax would have them, with weight decay on weights only.
+DECAYED = {
+    BODY: {"w": True, "gain": False, "bias": False},
+    HEAD: {"w": True, "b": False},
+}
+DECAY = optax.add_decayed_weights(0.01, mask=DECAYED)
+THEIRS = {
+    "sgd": optax.chain(DECAY, optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    "adam": optax.chain(DECAY, optax.adam(0.1)),
+    "adamw": optax.adamw(0.1, weight_decay=0.01, mask=DECAYED),
+    # Up to rounding: optax scales by the rate before the momentum.
+    "rmsprop": optax.chain(
+        DECAY, optax.rmsprop(0.1, decay=0.999, momentum=0.9, nesterov=True)
+    ),
+    "lamb": optax.lamb(0.1, eps=1e-8, weight_decay=0.01, mask=DECAYED),
+    "lion": optax.lion(0.1, b1=0.5, weight_decay=0.01, mask=DECAYED),
+    "adabelief": optax.chain(DECAY, optax.adabelief(0.1, eps=1e-8)),
+    "tests.optim.helpers:doubled_sgd": optax.chain(DECAY, doubled_sgd(0.1, factor=5.0)),
+    "tests.optim.helpers:decoupled_sgd": decoupled_sgd(0.1, 0.01, DECAYED),
+}
+KWARGS = {
+    "lion": {"b1": 0.5},
+    "adabelief": {"eps": 1e-8},
+    "tests.optim.helpers:doubled_sgd": {"factor": 5.0},
 }
 
 
-def test_learning_rates_fall_from_the_classifier_down():
-    rates = rules.learning_rate_multipliers(
-        FINE_TUNED, head_multiplier=10.0, layer_decay=0.5, frozen=("squeeze",)
+@pytest.mark.parametrize("clipping", [None, 0.1])
+@pytest.mark.parametrize("name", THEIRS)
+def test_every_optimizer_equals_its_optax_one_with_clipped_gradients(name, clipping):
+    """Also with a frozen parameter."""
+    assert set(OPTIMIZERS) <= set(THEIRS)
+    params = small_params()
+    ours = nfnets.create_optimizer(
+        0.1,
+        name=name,
+        kwargs=KWARGS.get(name),
+        clipping=clipping,
+        weight_decay=0.01,
+        frozen=("gain",),
     )
-    assert rates == {
-        "NFNet/~/stem_conv0": {"w": 0.5**4},
-        "NFNet/~/nf_block": {"skip_gain": 0.5**3},
-        "NFNet/~/nf_block/~/conv0": {"w": 0.5**3},
-        "NFNet/~/nf_block_1/~/conv0": {"w": 0.5**2},
-        "NFNet/~/nf_block_1/~/squeeze_excite/~/linear": {"w": 0.0},
-        "NFNet/~/final_conv": {"w": 0.5},
-        "NFNet/~/linear": {"w": 10.0, "b": 10.0},
+    our_state, their_state = ours.init(params), THEIRS[name].init(params)
+    clip = nfnets.adaptive_grad_clip(
+        clipping or 1e9, mask={BODY: True, HEAD: {"w": False, "b": True}}
+    )
+    for step in range(3):
+        gradients = random_like(params, seed=step)
+        got, our_state = ours.update(gradients, our_state, params)
+        clipped, _ = clip.update(gradients, clip.init(params), params)
+        want, their_state = THEIRS[name].update(clipped, their_state, params)
+        want[BODY]["gain"] = jnp.zeros(1)
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-4)
+    assert (clipping_state(our_state) is None) == (clipping is None)
+
+
+def test_the_chains_of_stored_checkpoints():
+    """The optimizer's state is stored by position: AGC, weight decay, momentum, rate."""
+    state = nfnets.create_optimizer(lambda step: 0.1).init(small_params())
+    assert [type(part).__name__ for part in state] == [
+        "AdaptiveGradClipState",
+        "MaskedState",
+        "TraceState",
+        "ScaleByScheduleState",
+    ]
+
+
+def nested_model():
+    return {
+        "encoder": [{"kernel": jnp.full((2, 1), 2.0), "bias": jnp.ones(1)}, (jnp.ones(2),)],
+        "head": {"kernel": jnp.full((2, 1), 2.0)},
     }
 
 
-def test_multipliers_reach_the_updates():
-    params = small_params()
-    gradients = jax.tree.map(jnp.ones_like, params)
-    options = {"clipping": None, "momentum": 0.0, "weight_decay": 0.0}
+def nested_labels(params):
+    del params
+    return {
+        "encoder": [{"kernel": "weight", "bias": "gain_or_bias"}, ("gain_or_bias",)],
+        "head": {"kernel": "classifier_weight"},
+    }
+
+
+def test_labels_of_a_tree_of_ones_own():
+    params = nested_model()
     optimizer = nfnets.create_optimizer(
-        1.0, head_multiplier=3.0, layer_decay=0.5, frozen=("gain",), **options
+        1.0,
+        clipping=0.1,
+        weight_decay=0.01,
+        momentum=0.0,
+        label_fn=nested_labels,
+        frozen=("encoder:1:0",),
     )
-    updates, _ = one_update(optimizer, params, gradients)
-    np.testing.assert_allclose(updates[HEAD]["w"], -3.0)
-    np.testing.assert_allclose(updates[BODY]["w"], -0.5)
-    np.testing.assert_array_equal(updates[BODY]["gain"], 0.0)
+    updates, _ = one_update(optimizer, params, jax.tree.map(jnp.ones_like, params))
+    # Norm sqrt(8) of the weight, sqrt(2) of the gradient: clipped to 0.2; decay 0.02.
+    np.testing.assert_allclose(updates["encoder"][0]["kernel"], -0.22, rtol=1e-5)
+    np.testing.assert_allclose(updates["encoder"][0]["bias"], -0.1, rtol=1e-5)
+    np.testing.assert_array_equal(updates["encoder"][1][0], 0.0)
+    np.testing.assert_allclose(updates["head"]["kernel"], -1.02, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], not 0.0"),
-        ({"head_multiplier": -1.0}, "head_multiplier must be at least 0"),
-        ({"frozen": ("stem",)}, "'stem' matches no parameter, such as Net"),
+        ({"name": "sgdd"}, "unknown optimizer 'sgdd'; did you mean sgd"),
+        ({"name": "scale_by_adam"}, "optax.scale_by_adam is not an optimizer"),
+        ({"name": "tests.optim.helpers:sgd"}, "unknown optimizer 'tests.*:sgd'"),
+        (
+            {"name": "tests.optim.helpers:not_an_optimizer"},
+            "not_an_optimizer' returned 0.1, not a GradientTransformation",
+        ),
+        (
+            {"name": "lion", "kwargs": {"c": 1}},
+            "'lion': got an unexpected .* 'c'",
+        ),
+        ({"name": "lion", "kwargs": {"mask": 1}}, "mask do not belong in kwargs"),
+        ({"kwargs": {"decay": 0.9}}, "kwargs are not for sgd, .*; got {'decay': 0.9}"),
+        ({"weight_decay": -1.0}, r"weight_decay must be a number in \[0, inf\), not -1.0"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), not 1.0"),
+        ({"b1": -0.1}, r"b1 must be a number in \[0, 1\), not -0.1"),
+        ({"b2": 1}, r"b2 must be a number in \[0, 1\), not 1"),
+        ({"epsilon": -1e-8}, r"epsilon must be a number in \[0, inf\), not -1e-08"),
+        ({"clip_norm": 0.0}, r"clip_norm must be a number in \(0, inf\), not 0.0"),
+        ({"clipping": -0.1}, r"clipping must be a number in \(0, inf\), not -0.1"),
+        ({"eps": 0.0}, r"eps must be a number in \(0, inf\), not 0.0"),
+        ({"layer_decay": 0.0}, r"layer_decay must be a number in \(0, 1\], not 0.0"),
+        ({"head_multiplier": -1.0}, r"head_multiplier must be a number in \[0, inf\)"),
     ],
 )
-def test_wrong_multipliers_are_named(options, message):
-    optimizer = nfnets.create_optimizer(0.1, **options)
-    with pytest.raises(ValueError, match=message):
-        optimizer.init(small_params())
+def test_mistakes_are_named(options, message):
+    with pytest.raises(nfnets.UserError, match=message):
+        nfnets.create_optimizer(0.1, **options)

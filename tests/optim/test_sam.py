@@ -1,4 +1,4 @@
-"""The ascent step of SAM, by hand and against optax's."""
+"""The ascent step of SAM, by hand and against optax."""
 
 import jax
 import jax.numpy as jnp
@@ -70,19 +70,32 @@ def test_a_zero_gradient_gives_a_zero_step():
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(step))
 
 
-def test_what_is_not_finite_stays_visible():
+def test_nan_gradients_are_not_hidden():
     step = sam_perturbation({"a": jnp.array([jnp.nan, 1.0])}, 0.05)
     assert np.isnan(step["a"]).all()
 
 
-def test_half_precision_gradients_have_a_float32_norm():
-    """The squares of these overflow float16."""
-    gradient = {"a": jnp.full((4,), 1000.0, jnp.float16)}
+@pytest.mark.parametrize(
+    ("dtype", "size", "value"),
+    [
+        (jnp.float16, 4, 1000.0),  # the square overflows
+        (jnp.float16, 4, 1e-4),  # the square underflows
+        (jnp.float16, 4096, 1.0),  # a sum in float16 ends at 2048
+        (jnp.bfloat16, 4096, 1.0),  # a sum in bfloat16 ends at 256
+    ],
+)
+def test_half_precision_gradients_have_a_float32_norm(dtype, size, value):
+    gradient = {"a": jnp.full((size,), value, dtype)}
     step = sam_perturbation(gradient, 0.5)["a"]
-    assert step.dtype == jnp.float16
-    np.testing.assert_allclose(step, 0.25, rtol=1e-3)
+    assert step.dtype == dtype
+    np.testing.assert_allclose(step, 0.5 / np.sqrt(size), rtol=1e-2)
+
+
+def test_complex_gradients():
+    step = sam_perturbation({"a": jnp.array([3.0 + 4.0j, 12.0])}, 1.0)["a"]  # norm 13
+    np.testing.assert_allclose(step, np.array([3 + 4j, 12]) / 13, rtol=1e-6)
 
 
 def test_negative_rho_is_an_error():
-    with pytest.raises(ValueError, match="rho must be at least 0, not -1"):
+    with pytest.raises(nfnets.UserError, match=r"rho must be .* in \[0, inf\), not -1"):
         nfnets.sam_perturbation(START, -1)

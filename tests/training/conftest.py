@@ -1,10 +1,12 @@
-"""What the tests of survival share: compiled programs, and the run that nobody disturbs."""
+"""Fixtures of the tests of whole runs."""
 
 import fcntl
 import pathlib
 
 import pytest
 
+from nfnets.training import loop
+from tests.training import survival_config
 from tests.training.processes import Place
 
 
@@ -16,17 +18,18 @@ def shared_folder(tmp_path_factory, worker_id) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def place(shared_folder) -> Place:
-    """Starts runs that share what they compile."""
-    return Place(shared_folder / "xla")
+def place() -> Place:
+    """Starts runs as programs."""
+    return Place()
 
 
 @pytest.fixture(scope="session")
-def undisturbed(place, shared_folder) -> pathlib.Path:
+def undisturbed(shared_folder) -> pathlib.Path:
     """The workdir of a whole run, to be copied or compared with, not changed."""
     workdir = shared_folder / "undisturbed"
     with (shared_folder / "undisturbed.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if not (workdir / "curves.png").exists():
-            place.train_to_end(workdir)
+        if not (workdir / "finished").exists():
+            loop.train(survival_config.get_config(), str(workdir))
+            (workdir / "finished").touch()
     return workdir

@@ -1,10 +1,8 @@
-"""train.py with something going on in it: DISTURB=NAME:ARGUMENT,... calls functions below.
+"""train.py with patches: the variable DISTURB=NAME:ARGUMENT,... calls functions below.
 
 Run as `python tests/training/disturbed.py`, with the arguments of train.py.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
 import logging
 import os
 import pathlib
@@ -13,28 +11,11 @@ import sys
 import threading
 from typing import Any
 
-import numpy as np
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def pause_at(step: int) -> None:
-    """Waits for a line on stdin once this step is reported, as `paused at STEP` says."""
-    from nfnets.training import metrics
-
-    report = metrics.Progress.report
-
-    def paused_report(self: Any, number: int, figures: Any) -> None:
-        report(self, number, figures)
-        if number == step:
-            self.say(f"paused at {step}")
-            sys.stdin.readline()
-
-    metrics.Progress.report = paused_report
-
-
 def halt_in_write(step: int) -> None:
-    """Says `writing STEP` when that checkpoint is all but complete, and stays there."""
+    """Prints `writing STEP` when that checkpoint is nearly complete, and hangs."""
     from orbax.checkpoint._src.path import atomicity
 
     finalize = atomicity.AtomicRenameTemporaryPath.finalize
@@ -48,82 +29,29 @@ def halt_in_write(step: int) -> None:
     atomicity.AtomicRenameTemporaryPath.finalize = halting_finalize
 
 
-def poison(batch: int) -> None:
-    """The update with this batch, counted from 1, makes everything NaN."""
-    import jax
-
-    from nfnets.training.step_cache import StepCache
-
-    prepare = StepCache.prepare
-    _change_batches(lambda n, b: b._replace(labels=b.labels - 100) if n == batch else b)
-
-    def poisoned_prepare(self: StepCache, *arguments: Any) -> Callable:
-        prepared = prepare(self, *arguments)
-
-        def call(state: Any, arrays: Any) -> tuple[Any, Any]:
-            is_poison = np.asarray(arrays["labels"]).min() < 0
-            state, metrics = prepared(state, arrays)
-            if not is_poison:
-                return state, metrics
-            nan = {"loss": metrics["loss"] * np.nan}
-            return state._replace(
-                params=jax.tree.map(lambda x: x * np.nan, state.params)
-            ), {**metrics, **nan}
-
-        return call
-
-    StepCache.prepare = poisoned_prepare
-
-
-def leave_out(first: int, last: int) -> None:
-    """The batches `first` to `last` are not there."""
-    _change_batches(lambda n, b: None if first <= n <= last else b)
-
-
-def _change_batches(change: Callable[[int, Any], Any]) -> None:
-    from nfnets.training import loop
-
-    train_batches = loop.train_batches
-
-    @contextlib.contextmanager
-    def changed_batches(*arguments: Any, **options: Any) -> Iterator[Iterator[Any]]:
-        first = options["start_step"] + 1
-        with train_batches(*arguments, **options) as batches:
-
-            def changed() -> Iterator[Any]:
-                for number, batch in enumerate(batches, start=first):
-                    batch = change(number, batch)
-                    if batch is not None:
-                        yield batch
-
-            yield changed()
-
-    loop.train_batches = changed_batches
-
-
 def hurry(attempts: int) -> None:
-    """Writing again is tried after a tenth of a second, at the end so many times."""
-    from nfnets.training import records
+    """Retries writing after a tenth of a second, at the end this number of times."""
+    from nfnets.training import workdir
 
-    records._RETRY_SECONDS = 0.1
-    records._LAST_RETRIES = (0.1,) * attempts
+    workdir._RETRY_SECONDS = 0.1
+    workdir._LAST_RETRIES = (0.1,) * attempts
 
 
 def say_reports() -> None:
-    """Every process says which step it reports."""
-    from nfnets.training import records
+    """Prints, in every process, the steps whose metrics are reported."""
+    from nfnets.training import workdir
 
-    report = records.Records.report
+    write = workdir.Workdir.write_metrics
 
-    def loud_report(self: Any, step: int, metrics: Any) -> None:
-        report(self, step, metrics)
+    def loud_write(self: Any, step: int, metrics: Any) -> None:
+        write(self, step, metrics)
         print(f"report {step}", flush=True)
 
-    records.Records.report = loud_report
+    workdir.Workdir.write_metrics = loud_write
 
 
 def say_compilations() -> None:
-    """Every process says what it compiles."""
+    """Prints, in every process, what is compiled."""
     import jax
 
     class Handler(logging.Handler):

@@ -1,4 +1,4 @@
-"""Starts train.py and eval.py as users do, reads what they say, and disturbs them."""
+"""Starts train.py and eval.py as programs, reads their output, and disturbs them."""
 
 import os
 import pathlib
@@ -13,18 +13,12 @@ import time
 import types
 from typing import Self
 
-import numpy as np
-
-from nfnets.training.checkpoints import Checkpoints
-from nfnets.training.metrics import read_metrics
-
 CONFIG = "tests/training/survival_config.py"
 DISTURBED = "tests/training/disturbed.py"
-# Nothing here takes a quarter of it on a machine that does nothing else.
+# Seconds; four times what anything here takes on an idle machine.
 TIMEOUT = 150.0
 
-
-# What C++ says on connecting, in pieces where several threads say it at once.
+# What C++ prints on connecting, in pieces if several threads print at once.
 _GLOO = re.compile(r".*(\[Gloo\]|peer ranks).*|[\d\s:]*")
 
 
@@ -37,17 +31,17 @@ class Process:
     """
 
     def __init__(
-        self, arguments: list[str], cache: pathlib.Path, devices: int = 1, **environ: str
+        self, arguments: list[str], devices: int | None = None, **environ: str
     ) -> None:
-        """Starts `python ARGUMENTS` on so many CPU devices."""
-        environ = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "PYTHONUNBUFFERED": "1",
-            **environ,
-        }
+        """Starts `python ARGUMENTS`.
+
+        With pytest's own flags of XLA, so that programs are compiled once for all tests
+        and give the same bits; on another number of CPU devices if given.
+        """
+        flags = os.environ["XLA_FLAGS"]
+        if devices is not None:
+            flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", flags)
+        environ = {**os.environ, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1", **environ}
         self.popen = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE,
@@ -114,7 +108,7 @@ class Process:
         self.popen.send_signal(number)
 
     def release(self) -> None:
-        """Lets a process go on that `disturbed.pause_at` has stopped."""
+        """Resumes a process that `hooks.StepHook` has paused."""
         self.popen.stdin.write("\n")
         self.popen.stdin.flush()
 
@@ -148,7 +142,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What stdout has said so far."""
+        """The output so far."""
         return "\n".join(self.lines)
 
     def __str__(self) -> str:
@@ -156,23 +150,19 @@ class Process:
 
 
 class Place:
-    """Where runs are started, and how they are compared."""
-
-    def __init__(self, cache: pathlib.Path) -> None:
-        """All runs share compiled programs in `cache`."""
-        self.cache = cache
+    """Starts runs of the survival config."""
 
     def train(
         self, workdir: pathlib.Path, *arguments: str, script: str = "train.py", **options
     ) -> Process:
-        """Starts train.py, or a script that stands for it, on the survival config."""
+        """Starts train.py, or another script in its place."""
         common = [f"--config={CONFIG}", f"--workdir={workdir}"]
-        return Process([script, *common, *arguments], self.cache, **options)
+        return Process([script, *common, *arguments], **options)
 
     def evaluate(self, workdir: pathlib.Path, *arguments: str, **options) -> Process:
         """Starts eval.py on a run."""
         common = [f"--config={CONFIG}", f"--workdir={workdir}"]
-        return Process(["eval.py", *common, *arguments], self.cache, **options)
+        return Process(["eval.py", *common, *arguments], **options)
 
     def train_to_end(
         self,
@@ -208,7 +198,7 @@ def _process_flags() -> list[list[str]]:
 
 
 def wait_for_checkpoint(workdir: pathlib.Path, step: int) -> None:
-    """Waits until one that is being written is complete."""
+    """Waits until a checkpoint is complete."""
     deadline = time.monotonic() + TIMEOUT
     while not (workdir / "checkpoints" / str(step)).is_dir():
         assert time.monotonic() < deadline, f"no checkpoint of step {step}"
@@ -216,46 +206,7 @@ def wait_for_checkpoint(workdir: pathlib.Path, step: int) -> None:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens on."""
+    """Returns an unused port."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         return server.getsockname()[1]
-
-
-def stored_arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Returns all arrays of a run's checkpoint: weights, averages, optimizer, step."""
-    checkpoints = Checkpoints(workdir)
-    try:
-        step = checkpoints.latest_step() if step is None else step
-        return checkpoints._read_arrays(step, checkpoints._metadata(step))
-    finally:
-        checkpoints.close()
-
-
-def assert_same_arrays(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
-    """Checks that two checkpoints are the same to the last bit."""
-    assert got.keys() == want.keys()
-    for path, array in want.items():
-        assert got[path].dtype == array.dtype
-        assert got[path].tobytes() == array.tobytes(), path
-
-
-def assert_same_end(workdir: pathlib.Path, reference: pathlib.Path) -> None:
-    """Checks that two runs end with the same bits and have logged the same figures."""
-    assert_same_arrays(stored_arrays(workdir), stored_arrays(reference))
-    assert logged(workdir) == logged(reference)
-
-
-def logged(workdir: pathlib.Path) -> list[tuple[int, dict[str, float]]]:
-    """Returns metrics.jsonl without what depends on the clock."""
-    return [
-        (e["step"], {k: v for k, v in e.items() if k != "train/images_per_sec"})
-        for e in read_metrics(workdir / "metrics.jsonl")
-    ]
-
-
-def losses(workdir: pathlib.Path) -> list[float]:
-    """Returns the losses of the steps, which must be there once each and in order."""
-    entries = [e for e in read_metrics(workdir / "metrics.jsonl") if "train/loss" in e]
-    assert [e["step"] for e in entries] == list(range(1, len(entries) + 1))
-    return [e["train/loss"] for e in entries]

@@ -1,22 +1,24 @@
-"""Configs: what follows from what, and what is said about mistakes."""
+"""Configs: derived fields, ranges, and messages about mistakes."""
 
+import dataclasses
+import json
 import pathlib
 
-import ml_collections
 import pytest
 
-from configs import default, digits, nfnet_f0
+from configs import digits, nfnet_f0
+from nfnets import cli
 from nfnets.errors import UserError
-from nfnets.training import cli
-from nfnets.training.config import check_split, flatten, resolve, unflatten
+from nfnets.training.config import Config, default_config, flatten, resolve, unflatten
+from nfnets.training.microbatch import check_division
+from nfnets.training.state import build_model, compute_dtype
+from tests.training.micro import change
 
 CONFIGS = sorted(pathlib.Path("configs").glob("[!_]*.py"))
 
 
 def resolved(config, num_train=1000, num_classes=10, **changes):
-    for name, value in changes.items():
-        section, field = name.split("__")
-        config[section][field] = value
+    config = change(config, **changes)
     return resolve(config, num_train=num_train, num_classes=num_classes)
 
 
@@ -25,8 +27,11 @@ def test_every_config_resolves(path):
     config = resolved(cli.load_config(str(path)), num_train=1281167)
     assert config.train.steps > 0
     assert config.eval.every > 0
-    # No field beyond those of default.py, which documents them.
-    assert flatten(config).keys() == flatten(default.get_config()).keys()
+    assert flatten(config).keys() == set(cli.field_names(default_config())) | {
+        "model.overrides",
+        "optimizer.kwargs",
+        "train.schedule_kwargs",
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,24 +90,37 @@ def test_durations_in_steps_or_epochs():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__name": "nfnet_f10"}, "config.model.name: unknown model 'nfnet_f10'"),
-        ({"train__steps": 0}, "config.train.steps must be above 0, not 0"),
+        ({"model__name": "nfnet_f10"}, "unknown model 'nfnet_f10'"),
+        (
+            {"train__steps": 0},
+            r"config.train.steps must be an integer in \[1, inf\), not 0",
+        ),
         ({"train__epochs": None}, "set config.train.steps or config.train.epochs"),
         ({"train__epochs": 0.001}, "less than one step of 64 of the 1000"),
         ({"train__steps": 5, "train__warmup_steps": 6}, "more than the run's 5 steps"),
-        ({"optimizer__clipping": -1.0}, "clipping must be above 0 or None, not -1.0"),
-        ({"optimizer__momentum": None}, "config.optimizer.momentum cannot be None"),
+        ({"optimizer__clipping": -1.0}, r"clipping must be a number in \(0, inf\) or None"),
+        ({"optimizer__momentum": None}, "config.optimizer.momentum must be a number"),
         ({"model__num_classes": 9}, "num_classes is 9, but digits has 10 classes"),
-        ({"model__compute_dtype": "int8"}, "compute_dtype must be one of float32, bf"),
-        ({"train__on_nonfinite": "go"}, "on_nonfinite must be one of stop, rollback"),
-        ({"train__microbatch": "most"}, "microbatch must be above 0, None or auto"),
-        ({"sam__rho": -0.1}, "sam.rho must be above 0 or None, not -0.1"),
-        ({"sam__batch_fraction": 0.0}, r"batch_fraction must be in \(0, 1\]"),
+        ({"model__compute_dtype": "int8"}, "compute_dtype must be 'float32' or 'bf"),
+        ({"train__on_nonfinite": "go"}, "on_nonfinite must be 'stop' or 'rollback'"),
+        (
+            {"train__microbatch": "most"},
+            "microbatch must be an integer .* or 'auto' or None",
+        ),
+        ({"sam__rho": -0.1}, r"sam.rho must be a number in \(0, inf\) or None, not -0.1"),
+        ({"sam__batch_fraction": 0.0}, r"batch_fraction must be a number in \(0, 1\]"),
         (
             {"augment__mixup_fraction": 0.9, "augment__cutmix_fraction": 0.2},
-            "config.augment",
+            "mixup_fraction and augment.cutmix_fraction|mixup_fraction and cutmix_fraction",
         ),
-        ({"train__label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"train__label_smoothing": 1.0}, r"label_smoothing must be a number in \[0, 1\)"),
+        ({"train__label_smoothing": float("nan")}, "label_smoothing must be"),
+        ({"train__ema": {"raw": 0.9}}, "`raw` stands for the weights themselves"),
+        ({"train__ema": {"slow": 1.0}}, r"train.ema.slow must be a number in \[0, 1\)"),
+        ({"data__batch_size": 8.5}, "config.data.batch_size must be an integer"),
+        ({"data__flip": 1}, "config.data.flip must be True or False, not 1"),
+        ({"train__profile": (5, 5)}, r"profile must be \(start, stop\)"),
+        ({"optimizer__frozen": ("stem", 3)}, "frozen must be a string, not 3"),
     ],
 )
 def test_mistakes_are_named(changes, message):
@@ -121,12 +139,47 @@ def test_mistakes_are_named(changes, message):
 def test_batches_that_do_not_divide(batch, micro, devices, message):
     config = resolved(digits.get_config(), data__batch_size=batch, train__microbatch=micro)
     with pytest.raises(UserError, match=message):
-        check_split(config, num_devices=devices)
+        check_division(config, num_devices=devices)
 
 
 def test_flatten_and_unflatten():
     config = resolved(digits.get_config())
-    again = unflatten(flatten(config))
-    assert isinstance(again, ml_collections.ConfigDict)
-    assert again.to_dict() == config.to_dict()
+    assert unflatten(flatten(config)) == config
     assert flatten(config)["train.ema.ema"] == 0.99
+    # As JSON, and from a version with other fields.
+    stored = json.loads(json.dumps(flatten(config)))
+    del stored["train.loss"]
+    stored |= {"train.removed": 1, "removed.field": 2}
+    assert unflatten(stored) == config
+
+
+def test_resolved_values_have_the_types_of_the_schema():
+    config = resolved(digits.get_config(), train__learning_rate=1, optimizer__frozen="a,b")
+    assert type(config.train.learning_rate) is float
+    assert config.optimizer.frozen == ("a", "b")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(UserError, match=r"unknown field config.train.step; known: steps, "):
+        Config.from_dict({"train": {"step": 3}})
+
+
+def test_auto_is_float32_on_a_cpu():
+    config = resolved(digits.get_config(), model__compute_dtype="auto")
+    assert compute_dtype(config) == "float32"
+    assert build_model(config).policy.compute_dtype == "float32"
+    assert compute_dtype(resolved(nfnet_f0.get_config())) == "bfloat16"
+
+
+def test_evaluation_needs_no_training_data():
+    config = resolve(digits.get_config(), num_classes=10)
+    assert config.eval.image_size == 32
+
+
+def test_a_runs_config_json_is_a_config(tmp_path):
+    config = resolved(digits.get_config(), train__steps=7)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    assert resolved(cli.load_config(path)) == config
+    path.write_text('{"train": {"stepz": 3}}')
+    with pytest.raises(UserError, match=r"unknown field --config.train.stepz"):
+        cli.load_config(path)

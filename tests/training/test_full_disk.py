@@ -1,4 +1,4 @@
-"""No room for what a run writes: it goes on, says so, tries again and completes it all."""
+"""A full disk: the run warns, continues, retries, and completes everything it writes."""
 
 import contextlib
 import os
@@ -7,20 +7,15 @@ import subprocess
 
 import pytest
 
-from tests.training.processes import (
-    DISTURBED,
-    assert_same_arrays,
-    assert_same_end,
-    stored_arrays,
-    wait_for_checkpoint,
-)
+from tests.training.micro import assert_same_arrays, assert_same_end, stored_arrays
+from tests.training.processes import DISTURBED, wait_for_checkpoint
 
-# No file of a process may grow beyond: its metrics and its checkpoints are larger.
+# Bytes, less than the metrics and the checkpoints of a run.
 LIMIT = 2000
 
 
 def limit_files(run, size):
-    """Lets the files of a running process grow to `size` bytes only; None: lets them be."""
+    """Limits the files of a running process to `size` bytes; None: no limit."""
     size = resource.RLIM_INFINITY if size is None else size
     resource.prlimit(run.popen.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
@@ -28,19 +23,22 @@ def limit_files(run, size):
 @contextlib.contextmanager
 def paused_run(place, workdir, disturb, *steps):
     """A run that stops at steps, which are reached one after the other."""
-    pauses = ",".join(f"pause_at:{step}" for step in steps)
-    with place.train(workdir, script=DISTURBED, DISTURB=f"{disturb},{pauses}") as run:
+    pauses = ",".join(map(str, steps))
+    with place.train(workdir, script=DISTURBED, DISTURB=disturb, PAUSE=pauses) as run:
         run.wait_for(f"^paused at {steps[0]}$")
         wait_for_checkpoint(workdir, steps[0] // 5 * 5)
         yield run
 
 
-def assert_went_on(run):
+def assert_continued(run):
     assert run.end() == 0, str(run)
-    assert not run.errors, str(run)
-    run.find(r"WARNING   cannot write metrics: .*; trying again later")
-    run.find("metrics are written again; none is missing")
-    run.find(r"WARNING   could not write checkpoint \d+: .*; that of step 10 stays")
+    # Threads of Orbax may report that their event loop was closed.
+    assert not any(line.startswith("error: ") for line in run.errors), str(run)
+    run.find(r"WARNING   cannot write metrics \(json\): .*; trying again later")
+    run.find(r"metrics   are written again \(json\); none is missing")
+    run.find(
+        r"could not write checkpoint \d+: .*; the newest checkpoint is that of step 10"
+    )
 
 
 def test_files_that_cannot_grow_for_a_while(place, undisturbed, tmp_path):
@@ -59,19 +57,20 @@ def test_files_that_cannot_grow_for_a_while(place, undisturbed, tmp_path):
         run.release()
         run.wait_for("could not write checkpoint 40: .*; trying again in 0.1 s")
         limit_files(run, None)
-        assert_went_on(run)
+        assert_continued(run)
     assert_same_end(tmp_path, undisturbed)
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 
-def test_room_that_never_comes(place, undisturbed, tmp_path):
+@pytest.mark.survival
+def test_a_disk_that_stays_full(place, undisturbed, tmp_path):
     with paused_run(place, tmp_path, "hurry:3", 38) as run:
         limit_files(run, LIMIT)
         run.release()
         assert run.end() == 1, str(run)
     (line,) = run.errors
     assert line.startswith("error: could not write checkpoint 40: ")
-    assert "the newest checkpoint is that of step 35: make room and start again" in line
+    assert "the newest checkpoint is that of step 35; free some space and rerun" in line
     assert_same_arrays(stored_arrays(tmp_path), stored_arrays(undisturbed, 35))
 
 
@@ -86,7 +85,7 @@ def small_disk(tmp_path):
     except FileNotFoundError:
         made = False
     if not made:
-        pytest.skip("mounting a file system takes rights that this user has not")
+        pytest.skip("this user must not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -101,7 +100,7 @@ def fill(path):
             pass
 
 
-@pytest.mark.long
+@pytest.mark.survival
 def test_a_disk_that_is_full_for_a_while(place, undisturbed, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
     with paused_run(place, workdir, "hurry:50", 12, 27) as run:
@@ -112,5 +111,5 @@ def test_a_disk_that_is_full_for_a_while(place, undisturbed, small_disk):
         assert int(stored_arrays(workdir)["step"]) == 10
         filler.unlink()
         run.release()
-        assert_went_on(run)
+        assert_continued(run)
     assert_same_end(workdir, undisturbed)

@@ -1,4 +1,4 @@
-"""Sharpness-aware steps, rematerialised steps, and which examples are ascended."""
+"""Sharpness-aware steps, rematerialized steps, and the examples of the ascent."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,17 @@ import pytest
 
 from nfnets.models import normalize_images
 from nfnets.optim import clipping_state
+from nfnets.training import gradients
 from nfnets.training.gradients import ascent_examples
-from nfnets.training.state import build_model, build_optimizer, create_state
 from nfnets.training.step import make_train_step
-from tests.training.test_step import make_batch, make_config, on_devices, run
-
-NOTHING_RANDOM = {
-    "model__drop_rate": 0.0,
-    "model__stochdepth_rate": 0.0,
-    "augment__mixup_fraction": 0.0,
-    "augment__cutmix_fraction": 0.0,
-    "augment__randaugment_layers": 0,
-}
+from tests.training.micro import (
+    NOTHING_RANDOM,
+    build,
+    make_batch,
+    make_config,
+    on_devices,
+    run_steps,
+)
 
 
 def numbered(size, start=0):
@@ -78,9 +77,8 @@ def plain_gradient(model, params, batch):
 def test_one_sharpness_aware_step_by_hand():
     """Ascent on examples 0, 5, 10, 15; descent on all; AGC sees the unperturbed weights."""
     config = make_config(sam__rho=0.3, **NOTHING_RANDOM)
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = create_state(config, model, optimizer)
-    batch = make_batch(0, 1, config)
+    model, optimizer, state = build(config)
+    batch = make_batch(0, config)
     some = {name: array[::5] for name, array in batch.items()}
     assert len(some["labels"]) == 4
 
@@ -103,7 +101,7 @@ def test_one_sharpness_aware_step_by_hand():
 
 @pytest.fixture(scope="module")
 def sharpness_aware_run():
-    return run(1, sam__rho=0.3)
+    return run_steps(1, sam__rho=0.3)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +114,7 @@ def sharpness_aware_run():
 )
 def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch):
     expected, final = sharpness_aware_run
-    history, state = run(devices, sam__rho=0.3, train__microbatch=microbatch)
+    history, state = run_steps(devices, sam__rho=0.3, train__microbatch=microbatch)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
         np.testing.assert_allclose(got["gradient_norm"], want["gradient_norm"], rtol=1e-3)
@@ -128,23 +126,33 @@ def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch
 def test_each_replica_may_perturb_on_its_own(sharpness_aware_run):
     """With one device, and all examples, both ways are one; with two they are not."""
     everything = {"sam__rho": 0.3, "sam__batch_fraction": 1.0}
-    together, _ = run(1, sam__normalize="global", **everything)
-    alone, _ = run(1, sam__normalize="replica", **everything)
-    halves, _ = run(2, sam__normalize="replica", **everything)
+    together, _ = run_steps(1, sam__normalize="global", **everything)
+    alone, _ = run_steps(1, sam__normalize="replica", **everything)
+    halves, _ = run_steps(2, sam__normalize="replica", **everything)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
     assert abs(halves[0]["loss"] - together[0]["loss"]) > 1e-5
     assert together[0]["loss"] != sharpness_aware_run[0][0]["loss"]
 
 
+def test_frozen_gradients_are_zero():
+    ascent = {
+        "NFNet/~/linear": {"w": jnp.ones(2)},
+        "NFNet/~/stem_conv0": {"w": jnp.ones(3)},
+    }
+    got = gradients._without_frozen(ascent, ("stem",))
+    np.testing.assert_array_equal(got["NFNet/~/linear"]["w"], 1)
+    np.testing.assert_array_equal(got["NFNet/~/stem_conv0"]["w"], 0)
+
+
+@pytest.mark.long
 def test_frozen_parameters_are_not_perturbed():
-    """With everything frozen the step is taken where it stands."""
+    """With everything frozen the gradient is that at the parameters themselves."""
     config = make_config(sam__rho=0.3, optimizer__frozen=(":",))
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = create_state(config, model, optimizer)
+    model, optimizer, state = build(config)
     step = on_devices(make_train_step(config, model, optimizer), 1)
-    got, metrics = step(state, make_batch(0, 1, config))
-    plain, _ = run(1)
+    got, metrics = step(state, make_batch(0, config))
+    plain, _ = run_steps(1)
     np.testing.assert_allclose(metrics["loss"], plain[0]["loss"], rtol=1e-5)
     for a, b in zip(
         jax.tree.leaves(got.params), jax.tree.leaves(state.params), strict=True
@@ -154,18 +162,16 @@ def test_frozen_parameters_are_not_perturbed():
 
 @pytest.mark.long
 def test_bfloat16_steps_stay_near(sharpness_aware_run):
-    history, state = run(1, sam__rho=0.3, model__compute_dtype="bfloat16")
+    history, state = run_steps(1, sam__rho=0.3, model__compute_dtype="bfloat16")
     expected, _ = sharpness_aware_run
     np.testing.assert_allclose(history[0]["loss"], expected[0]["loss"], rtol=2e-2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize(
-    "remat", ["block", pytest.param("stage", marks=pytest.mark.long)]
-)
-def test_rematerialisation_changes_nothing(remat):
-    expected, final = run(1)
-    history, state = run(1, model__remat=remat)
+@pytest.mark.parametrize("remat", ["block", pytest.param("stage", marks=pytest.mark.long)])
+def test_rematerialization_changes_nothing(remat):
+    expected, final = run_steps(1)
+    history, state = run_steps(1, model__remat=remat)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
     for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):

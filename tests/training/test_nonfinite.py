@@ -1,87 +1,139 @@
-"""Losses and parameters that are not finite: the run stops there, or goes around them."""
+"""Losses and parameters that are not finite: the run stops there, or skips the batches."""
 
-import re
+import contextlib
 import shutil
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets.training.meter import Meter, NonFiniteError
+from nfnets.errors import UserError
+from nfnets.training import input_pipeline, loop
+from nfnets.training.metrics import NonFiniteError, StepMetrics
 from nfnets.training.step import replicate
-from tests.training.processes import (
-    DISTURBED,
+from tests.training import survival_config
+from tests.training.micro import (
     assert_same_arrays,
     assert_same_end,
+    change,
     logged,
     stored_arrays,
-    wait_for_checkpoint,
 )
 
-ROLLBACK = "--config.train.on_nonfinite=rollback"
 # The poisoned batch is met between the checkpoints of the steps 10 and 15.
 BATCH = 13
 COUNTS = ("train/rollbacks", "train/skipped_batches")
 
 
-def test_parameters_are_looked_at():
-    meter = Meter(batch_size=1)
-    metrics = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.5}
-    meter.add(3, {name: jnp.asarray(value) for name, value in metrics.items()})
+def run_config(**changes):
+    changes = {"train__on_nonfinite": "rollback", **changes}
+    loss = "tests.training.hooks:poisoned_loss"
+    return change(survival_config.get_config(), train__loss=loss, **changes)
+
+
+def change_batches(monkeypatch, edit):
+    """Passes every training batch, numbered from 1, through `edit`; None drops it."""
+    original = input_pipeline.train_batches
+
+    @contextlib.contextmanager
+    def changed(*arguments, first_batch, **options):
+        with original(*arguments, first_batch=first_batch, **options) as batches:
+
+            def iterate():
+                for number, batch in enumerate(batches, start=first_batch + 1):
+                    batch = edit(number, batch)
+                    if batch is not None:
+                        yield batch
+
+            yield iterate()
+
+    monkeypatch.setattr(input_pipeline, "train_batches", changed)
+
+
+def poison(*numbers):
+    """An edit whose batches `numbers` have negative labels, which make the loss NaN."""
+
+    def edit(number, batch):
+        return batch._replace(labels=batch.labels - 100) if number in numbers else batch
+
+    return edit
+
+
+def test_parameters_are_checked():
+    metrics = StepMetrics(batch_size=1)
+    values = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.5}
+    metrics.add(3, {name: jnp.asarray(value) for name, value in values.items()})
     params = {"net": {"w": jnp.ones(3), "b": jnp.array([1.0, 2.0])}}
-    meter.check_parameters(3, replicate(params))
+    metrics.check_parameters(3, replicate(params))
     params["net"]["b"] = jnp.array([1.0, jnp.inf])
     message = r"^a parameter is not finite at step 3 \(learning rate 0.5\)$"
     with pytest.raises(NonFiniteError, match=message):
-        meter.check_parameters(3, replicate(params))
+        metrics.check_parameters(3, replicate(params))
 
 
-@pytest.mark.long
+def test_metrics_between_reports():
+    """Means, but the last learning rate and the largest ratio; the pause does not count."""
+    metrics = StepMetrics(batch_size=10)
+    for step in (1, 2, 3):
+        values = {
+            "loss": float(step),
+            "gradient_norm": 1.0,
+            "learning_rate": step / 10,
+            "agc_max_ratio": [5.0, 9.0, 7.0][step - 1],
+        }
+        metrics.add(step, {name: jnp.asarray(v) for name, v in values.items()})
+    start = metrics._start
+    with metrics.paused():
+        time.sleep(0.01)
+    assert metrics._start >= start + 0.01
+    summary = metrics.summarize()
+    assert summary["train/loss"] == 2
+    assert summary["train/learning_rate"] == pytest.approx(0.3)
+    assert summary["train/agc_max_ratio"] == 9
+    assert summary["train/images_per_sec"] > 0
+    metrics.add(4, {name: jnp.asarray(v) for name, v in values.items()})
+    assert metrics.summarize()["train/loss"] == 3
+
+
+@pytest.mark.survival
 @pytest.mark.parametrize(
     ("rate", "every", "message"),
     [
-        # Losses of the order of the parameters' powers soon overflow ...
-        ("1e30", 5, "loss is (nan|inf) at step 3[67] "),
-        # ... and here it is the parameters that do, while the loss is still in order.
-        ("1e40", 1, "a parameter is not finite at step 36 "),
+        # The loss grows with powers of the parameters and soon overflows ...
+        (1e30, 5, "loss is (nan|inf) at step 3[67] "),
+        # ... and here the parameters overflow while the loss is still finite.
+        (1e40, 1, "a parameter is not finite at step 36 "),
     ],
 )
-def test_a_run_that_diverges_stops(place, undisturbed, tmp_path, rate, every, message):
+def test_a_run_that_diverges_stops(undisturbed, tmp_path, capsys, rate, every, message):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "40")
-    run = place.train(
-        tmp_path,
-        f"--config.train.learning_rate={rate}",
-        f"--config.checkpoint.every={every}",
+    config = change(
+        survival_config.get_config(), train__learning_rate=rate, checkpoint__every=every
     )
-    with run:
-        assert run.end() == 1, str(run)
-    line = run.errors[-1]
-    assert "Traceback" not in "".join(run.errors), str(run)
-    run.find(r"changed   train.learning_rate: 0.1 -> ")
-    assert line.startswith("error: ")
-    assert re.search(message, line), line
-    assert "step 35 is saved" in line
+    with pytest.raises(UserError, match=f"{message}.*step 35 is saved") as error:
+        loop.train(config, str(tmp_path))
+    assert error.value.exit_code == 1
+    assert "changed   train.learning_rate: 0.1 -> " in capsys.readouterr().out
     assert_same_arrays(stored_arrays(tmp_path), stored_arrays(undisturbed, 35))
 
 
 @pytest.fixture(scope="module")
-def rolled_back(place, tmp_path_factory):
-    """The workdir of a run that went back once, and what it said."""
+def rolled_back(tmp_path_factory):
+    """The workdir of a run that rolled back once."""
     workdir = tmp_path_factory.mktemp("rolled_back")
-    run = place.train_to_end(workdir, ROLLBACK, script=DISTURBED, DISTURB=f"poison:{BATCH}")
-    return workdir, run
+    with pytest.MonkeyPatch.context() as patch:
+        change_batches(patch, poison(BATCH))
+        assert loop.train(run_config(), str(workdir)) == 0
+    return workdir
 
 
-def test_a_rollback_is_the_run_without_those_batches(place, rolled_back, tmp_path):
-    workdir, run = rolled_back
-    run.find(
-        r"WARNING   loss is nan at step 13 \(learning rate .*\): back to step 10, going on "
-        r"with batch 14 \(rollback 1 of 3\)"
-    )
-    place.train_to_end(tmp_path, script=DISTURBED, DISTURB="leave_out:11:13")
-    assert_same_arrays(stored_arrays(workdir), stored_arrays(tmp_path))
-    got, want = logged(workdir), logged(tmp_path)
+def test_a_rollback_is_the_run_without_those_batches(rolled_back, tmp_path, monkeypatch):
+    change_batches(monkeypatch, lambda n, batch: None if 11 <= n <= 13 else batch)
+    loop.train(run_config(), str(tmp_path))
+    assert_same_arrays(stored_arrays(rolled_back), stored_arrays(tmp_path))
+    got, want = logged(rolled_back), logged(tmp_path)
     for (step, entry), (other_step, other) in zip(got, want, strict=True):
         assert step == other_step
         if "train/loss" in entry:
@@ -89,44 +141,46 @@ def test_a_rollback_is_the_run_without_those_batches(place, rolled_back, tmp_pat
             assert counts == ([0, 0] if step <= 10 else [1, 3])
             assert [other.pop(name) for name in COUNTS] == [0, 0]
         assert entry == other
-    assert all(np.isfinite(array).all() for array in stored_arrays(workdir).values())
+    assert all(np.isfinite(array).all() for array in stored_arrays(rolled_back).values())
 
 
-@pytest.mark.long
-def test_kills_after_a_rollback_lose_nothing(place, rolled_back, tmp_path):
+class KillError(BaseException):
+    """Stands for a kill: nothing may be saved on the way out."""
+
+
+@pytest.mark.survival
+def test_kills_after_a_rollback_lose_nothing(rolled_back, tmp_path, monkeypatch, capsys):
     """Once before the next checkpoint, once after it."""
-    disturb = f"poison:{BATCH},pause_at:12,pause_at:17"
-    for steps in ((12, 12), (12, 12, 17)):
-        run = place.train(tmp_path, ROLLBACK, script=DISTURBED, DISTURB=disturb)
-        with run:
-            for number, step in enumerate(steps):
-                if number:
-                    run.release()
-                run.wait_for(f"^paused at {step}$")
-            run.find("rollback 1 of 3")
-            wait_for_checkpoint(tmp_path, steps[-1] // 5 * 5)
-            run.kill()
-            run.end()
-    run = place.train_to_end(
-        tmp_path, ROLLBACK, script=DISTURBED, DISTURB=f"poison:{BATCH}"
-    )
-    run.find("resumed at step 15")
-    assert "rollback 1" not in run.output
-    assert_same_end(tmp_path, rolled_back[0])
+    monkeypatch.setattr(loop._Run, "_save_on_error", lambda *arguments: None)
+    for last in (12, 17):
+
+        def edit(number, batch, last=last):
+            if number > last + 3:
+                raise KillError
+            return poison(BATCH)(number, batch)
+
+        with monkeypatch.context() as patch, pytest.raises(KillError):
+            change_batches(patch, edit)
+            loop.train(run_config(), str(tmp_path))
+    change_batches(monkeypatch, poison(BATCH))
+    capsys.readouterr()
+    loop.train(run_config(), str(tmp_path))
+    output = capsys.readouterr().out
+    assert "resumed at step 15" in output
+    assert "rollback 1" not in output
+    assert_same_end(tmp_path, rolled_back)
 
 
-def test_too_many_rollbacks_end_the_run(place, tmp_path):
-    run = place.train(
-        tmp_path,
-        ROLLBACK,
-        "--config.train.max_rollbacks=1",
-        script=DISTURBED,
-        DISTURB=f"poison:{BATCH},poison:16",
+def test_too_many_rollbacks_end_the_run(tmp_path, monkeypatch, capsys):
+    change_batches(monkeypatch, poison(BATCH, 16))
+    config = run_config(train__max_rollbacks=1)
+    with pytest.raises(UserError) as error:
+        loop.train(config, str(tmp_path))
+    assert error.value.exit_code == 1
+    assert str(error.value).startswith("loss is nan at step 13 (learning rate ")
+    assert "step 10 is saved; gave up after 1 rollback;" in str(error.value)
+    assert (
+        "back to step 10, continuing with batch 14 (rollback 1 of 1)"
+        in capsys.readouterr().out
     )
-    with run:
-        assert run.end() == 1, str(run)
-    (line,) = run.errors
-    assert line.startswith("error: loss is nan at step 13 (learning rate ")
-    assert "step 10 is saved; gave up after 1 rollback;" in line
-    run.find("rollback 1 of 1")
     assert int(stored_arrays(tmp_path)["step"]) == 10

@@ -8,35 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from nfnets.errors import UserError
-from nfnets.training import loop, scoring
+from nfnets.tools import train
+from nfnets.training import loop, run_evaluation
 from nfnets.training.checkpoints import Checkpoints
 from nfnets.training.config import resolve
-from nfnets.training.metrics import read_metrics
+from nfnets.training.metric_writers import read_metrics
 from nfnets.training.state import build_model, build_optimizer, create_state
 from nfnets.weights import WeightsInfo, load_weights, save_weights
-from tests.training.test_step import MICRO
+from tests.training.micro import run_config as make_config
 
 STEPS = 6
-
-
-def make_config(**changes):
-    config = digits.get_config()
-    config.model.overrides.update(MICRO)
-    config.data.image_size = 16
-    config.eval.image_size = 16
-    config.data.batch_size = 64
-    config.eval.batch_size = 100
-    config.train.steps = STEPS
-    config.train.warmup_steps = 1
-    config.train.log_every = 2
-    config.eval.every = 4
-    config.checkpoint.every = 3
-    for name, value in changes.items():
-        section, field = name.split("__")
-        config[section][field] = value
-    return config
 
 
 def read_state(workdir, config, step=None):
@@ -53,10 +35,11 @@ def finished(tmp_path_factory):
     """A finished run, to be copied, not changed."""
     workdir = tmp_path_factory.mktemp("finished")
     loop.train(make_config(), str(workdir))
+    train._draw_curves(str(workdir))
     return workdir
 
 
-def test_a_run_leaves_what_it_should(finished):
+def test_files_of_a_run(finished):
     entries = read_metrics(finished / "metrics.jsonl")
     assert [e["step"] for e in entries if "train/loss" in e] == [2, 4, 6]
     assert [e["step"] for e in entries if "eval/top1" in e] == [4, 6]
@@ -77,8 +60,8 @@ def test_a_run_leaves_what_it_should(finished):
     assert Checkpoints(finished).all_steps() == [3, 6]
 
 
-def test_evaluation_repeats_the_runs_own_figures_to_the_last_digit(finished, capsys):
-    scoring.evaluate_workdir(make_config(), str(finished))
+def test_evaluation_repeats_the_metrics_of_the_run_exactly(finished, capsys):
+    run_evaluation.evaluate_workdir(make_config(), str(finished))
     table = capsys.readouterr().out
     reported = read_metrics(finished / "metrics.jsonl")[-1]
     result = json.loads((finished / "eval.json").read_text())
@@ -88,7 +71,7 @@ def test_evaluation_repeats_the_runs_own_figures_to_the_last_digit(finished, cap
         assert result["ema"][key] == reported[f"eval/ema_{key}"]
     assert f"{result['top1']:.2%}" in table
     # Another split of the same examples counts the same ones.
-    again = scoring.evaluate_workdir(make_config(eval__batch_size=7), str(finished))
+    again = run_evaluation.evaluate_workdir(make_config(eval__batch_size=7), str(finished))
     assert again["raw"]["examples"] == 360
     assert again["raw"]["top1"] == result["top1"]
 
@@ -121,7 +104,7 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     before = (finished / "metrics.jsonl").read_text()
     loop.train(make_config(), str(finished))
     assert (finished / "metrics.jsonl").read_text() == before
-    assert f"has its {STEPS} steps already" in capsys.readouterr().out
+    assert f"has already made its {STEPS} steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -151,7 +134,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert "one step on fake data: loss 2.3" in text
 
 
-def test_weights_start_a_run_and_a_new_head_is_said(finished, tmp_path, capsys):
+def test_weights_start_a_run_with_another_head(finished, tmp_path, capsys):
     state = read_state(finished, make_config())
     path = tmp_path / "w.safetensors"
     info = WeightsInfo(model="nfnet_tiny", num_classes=10, class_names=("a", "b"))
@@ -160,12 +143,12 @@ def test_weights_start_a_run_and_a_new_head_is_said(finished, tmp_path, capsys):
     assert net_state == {}
     jax.tree.map(np.testing.assert_array_equal, params, dict(state.params))
 
-    results = scoring.evaluate_weights(make_config(), str(path))
+    results = run_evaluation.evaluate_weights(make_config(), str(path))
     reported = read_metrics(finished / "metrics.jsonl")[-1]
     assert results["raw"]["top1"] == reported["eval/top1"]
 
     config = make_config(
-        model__name="nfnet_f0",  # the file knows better
+        model__name="nfnet_f0",  # the file's model takes precedence
         model__num_classes=12,
         train__steps=1,
         train__warmup_steps=0,
@@ -174,7 +157,7 @@ def test_weights_start_a_run_and_a_new_head_is_said(finished, tmp_path, capsys):
     config.lock()  # as the command line does
     loop.train(config, str(tmp_path / "run"))
     text = capsys.readouterr().out
-    assert "for 10 classes, this run has 12" in text
+    assert "has 10 classes, this run has 12: the classifier is re-initialized" in text
     assert "model     nfnet_tiny instead of nfnet_f0" in text
 
 
@@ -183,21 +166,23 @@ def test_weights_of_another_model_are_refused(finished, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, {m: a for m, a in state.params.items() if "final" not in m})
     with pytest.raises(UserError, match="3 missing .*final_conv"):
-        scoring.evaluate_weights(make_config(), str(path))
+        run_evaluation.evaluate_weights(make_config(), str(path))
     with pytest.raises(UserError, match="no weights file"):
-        scoring.evaluate_weights(make_config(), "nowhere.safetensors")
+        run_evaluation.evaluate_weights(make_config(), "nowhere.safetensors")
     path.write_bytes(b"not a tensor")
-    with pytest.raises(UserError, match="no safetensors file"):
-        scoring.evaluate_weights(make_config(), str(path))
+    with pytest.raises(UserError, match="not a safetensors file"):
+        run_evaluation.evaluate_weights(make_config(), str(path))
 
 
 def test_no_run_to_evaluate(tmp_path, finished):
     with pytest.raises(UserError, match="holds no run"):
-        scoring.evaluate_workdir(make_config(), str(tmp_path))
+        run_evaluation.evaluate_workdir(make_config(), str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint of step 5; it has 3, 6"):
-        scoring.evaluate_workdir(make_config(), str(finished), step=5)
+        run_evaluation.evaluate_workdir(make_config(), str(finished), step=5)
     with pytest.raises(UserError, match="was trained on 10"):
-        scoring.evaluate_workdir(make_config(data__source="synthetic:64"), str(finished))
+        run_evaluation.evaluate_workdir(
+            make_config(data__source="synthetic:64"), str(finished)
+        )
 
 
 def write_images(folder, count, size=(40, 30)):
@@ -252,10 +237,10 @@ def test_an_unreadable_evaluation_image_is_named(image_folder, tmp_path):
         loop.train(folder_config(image_folder), str(tmp_path / "run"))
 
 
-def test_metrics_cut_off_by_a_crash_are_mended(tmp_path):
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n{"step": 3, "x"')
     assert [e["step"] for e in read_metrics(path)] == [1, 2]
     path.write_text('{"step": 1, "x"\n{"step": 2, "x": 2}\n')
-    with pytest.raises(UserError, match="line 1 is no JSON"):
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
         read_metrics(path)

@@ -1,96 +1,40 @@
 """The step: one trajectory however the batch is divided, and exact counting."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs import digits
 from nfnets.models import normalize_images
 from nfnets.optim import update_ema
-from nfnets.training.config import resolve
-from nfnets.training.state import build_model, build_optimizer, create_state
+from nfnets.training import evaluation
+from nfnets.training.state import AXIS, build_model
 from nfnets.training.step import (
-    AXIS,
-    make_eval_step,
     make_train_step,
     map_eval_step,
     map_train_step,
     put_batch,
     replicate,
+    step_keys,
+)
+from tests.training.micro import (
+    NOTHING_RANDOM,
+    build,
+    make_batch,
+    make_config,
+    on_devices,
+    run_steps,
 )
 
-STEPS = 3
 
-# Two blocks compile in seconds.
-MICRO = {"widths": (16, 32), "depths": (1, 1), "strides": (1, 2), "group_width": 8}
-
-
-def make_config(**changes):
-    config = digits.get_config()
-    config.model.overrides.update(MICRO)
-    config.model.drop_rate = 0.2
-    config.model.stochdepth_rate = 0.2
-    config.augment.cutmix_fraction = 0.5
-    config.augment.randaugment_layers = 1
-    config.augment.randaugment_magnitude = 5
-    config.data.batch_size = 16
-    config.data.image_size = 16
-    config.train.steps = 20
-    config.train.warmup_steps = 0
-    config.train.ema.slow = 0.9999
-    for name, value in changes.items():
-        section, field = name.split("__")
-        config[section][field] = value
-    return resolve(config, num_train=100, num_classes=10)
-
-
-def make_batch(seed, devices, config):
-    rng = np.random.default_rng(seed)
-    size, batch = config.data.image_size, config.data.batch_size
-    return {
-        "images": rng.integers(0, 256, (batch, size, size, 3), np.uint8),
-        "labels": rng.integers(0, 10, batch, np.int32),
-        "example_index": np.arange(batch, dtype=np.int32),
-    }
-
-
-def on_devices(step, devices):
-    """`map_train_step` over the first `devices` devices."""
-    chosen = jax.devices()[:devices]
-    mapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), devices=chosen
-    )
-    # A state that lies elsewhere would be compiled for on its own.
-    mesh = jax.sharding.Mesh(np.asarray(chosen), (AXIS,))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def call(state, batch):
-        split = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
-        return mapped(jax.device_put(state, replicated), split)
-
-    return call
-
-
-@functools.cache
-def run(devices, **changes):
-    config = make_config(**changes)
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = create_state(config, model, optimizer)
-    step = on_devices(make_train_step(config, model, optimizer), devices)
-    history = []
-    for number in range(STEPS):
-        state, metrics = step(state, make_batch(number, devices, config))
-        history.append(jax.device_get(metrics))
-    return history, jax.device_get(state)
+def make_eval_step(model, names=("top1", "top5", "loss")):
+    return evaluation.make_eval_step(model, evaluation.find_metrics(names))
 
 
 @pytest.fixture(scope="module")
 def single_device_run():
-    return run(1)
+    return run_steps(1)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +44,7 @@ def test_one_trajectory_however_the_batch_is_divided(
     single_device_run, devices, microbatch
 ):
     expected, final = single_device_run
-    history, state = run(devices, train__microbatch=microbatch)
+    history, state = run_steps(devices, train__microbatch=microbatch)
     for got, want in zip(history, expected, strict=True):
         for key in ("loss", "gradient_norm", "agc_clipped_fraction"):
             np.testing.assert_allclose(got[key], want[key], rtol=1e-4, err_msg=key)
@@ -111,24 +55,27 @@ def test_one_trajectory_however_the_batch_is_divided(
 
 def test_seed_and_step_decide(single_device_run):
     expected, _ = single_device_run
-    again, _ = run.__wrapped__(1)
+    again, _ = run_steps.__wrapped__(1)
     assert [m["loss"] for m in again] == [m["loss"] for m in expected]
-    other, _ = run(1, data__flip=True)  # a field of the host, not of the step
+    other, _ = run_steps(1, data__flip=True)  # a field of the host, not of the step
     assert [m["loss"] for m in other] == [m["loss"] for m in expected]
+
+
+def test_keys_follow_from_seed_and_step():
+    def data(seed, step):
+        keys = step_keys(seed, step)
+        return [tuple(jax.random.key_data(key).tolist()) for key in keys]
+
+    assert data(0, 3) == data(0, 3)
+    keys = [key for seed in (0, 1) for step in (0, 1) for key in data(seed, step)]
+    assert len(set(keys)) == 8
 
 
 def test_one_step_by_hand():
     """Without anything random the step is the optimizer on the plain gradient."""
-    config = make_config(
-        model__drop_rate=0.0,
-        model__stochdepth_rate=0.0,
-        augment__mixup_fraction=0.0,
-        augment__cutmix_fraction=0.0,
-        augment__randaugment_layers=0,
-    )
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = create_state(config, model, optimizer)
-    batch = make_batch(0, 1, config)
+    config = make_config(**NOTHING_RANDOM)
+    model, optimizer, state = build(config)
+    batch = make_batch(0, config)
 
     def loss_fn(params):
         images = normalize_images(jnp.asarray(batch["images"]))
@@ -144,6 +91,9 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(grads), rtol=1e-4)
     np.testing.assert_allclose(metrics["learning_rate"], 0.1 * 16 / 256, rtol=1e-6)
+    images = normalize_images(jnp.asarray(batch["images"]))
+    logits = model.apply(state.params, {}, None, images)[0]["logits"]
+    assert float(metrics["top1"]) == np.mean(np.argmax(logits, -1) == batch["labels"])
     assert got.step == 1
     assert sorted(got.ema) == ["ema", "slow"]
     averages = {
@@ -159,10 +109,9 @@ def test_one_step_by_hand():
 
 def test_clipping_figures_per_layer_on_request():
     config = make_config(train__log_layers=True)
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = create_state(config, model, optimizer)
+    model, optimizer, state = build(config)
     step = jax.vmap(make_train_step(config, model, optimizer), (None, 0), axis_name=AXIS)
-    batch = {k: v[None] for k, v in make_batch(0, 1, config).items()}
+    batch = {k: v[None] for k, v in make_batch(0, config).items()}
     _, metrics = jax.eval_shape(step, state, batch)
     assert "agc_max_ratio/NFNet/~/nf_block/~/conv0:w" in metrics
     assert "agc_clipped_fraction/NFNet/~/linear:b" in metrics
@@ -234,10 +183,10 @@ def test_evaluation_over_devices_equals_one_device():
 
 def test_the_mapped_step_gives_up_its_state_and_compiles_once(caplog):
     config = make_config()
-    model, optimizer = build_model(config), build_optimizer(config)
-    state = replicate(create_state(config, model, optimizer))
+    model, optimizer, state = build(config)
+    state = replicate(state)
     step = map_train_step(make_train_step(config, model, optimizer))
-    batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0, 4, config).items()}
+    batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0, config).items()}
     batch = put_batch(batch)
     with jax.transfer_guard("disallow"):
         new_state, _ = step(state, batch)

@@ -1,4 +1,4 @@
-"""A model of two blocks, with weights that say something."""
+"""A model of two blocks with formula weights."""
 
 import jax
 import numpy as np

@@ -1,9 +1,11 @@
-"""safetensors: what is written comes back, and what does not fit is named."""
+"""Weights in safetensors files: round trips, damage, metadata, formats."""
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -13,13 +15,8 @@ import safetensors.numpy
 
 import nfnets
 from nfnets.errors import UserError
-from nfnets.weights import (
-    WeightsInfo,
-    describe_model,
-    fit_weights,
-    initial_weights,
-    model_of,
-)
+from nfnets.weights import WeightsInfo, describe_model, model_of
+from nfnets.weights.files import identify_format
 from tests.weights.helpers import (
     CLASSES,
     MICRO,
@@ -35,7 +32,6 @@ INFO = dataclasses.replace(
     preprocessing="resize",
     source="made up",
 )
-HEAD = "NFNet/~/linear"
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +68,39 @@ def test_everything_comes_back(path, params):
 def test_arrays_in_any_layout_and_dtype(tmp_path):
     arrays = {
         "half": np.arange(6, dtype=np.float16).reshape(2, 3),
-        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
         "scalar": np.float32(3),
         "jax": jax.numpy.ones((2, 2)),
+        "brain": jax.numpy.ones((2,), "bfloat16"),
         "empty": np.zeros((0, 3), np.float32),
     }
     nfnets.save_weights(tmp_path / "w", {"m": arrays})
     loaded, _ = nfnets.load_weights(tmp_path / "w")
     assert_same_trees(loaded, {"m": arrays})
     assert loaded["m"]["half"].dtype == np.float16
+    assert loaded["m"]["brain"].dtype == "bfloat16"
+
+
+def test_the_format_of_the_files(tmp_path):
+    path = tmp_path / "w.safetensors"
+    array = np.arange(3, dtype=np.float32)
+    nfnets.save_weights(path, {"m/~/n": {"w": array}}, {"bn": {"x": array}})
+    with safetensors.safe_open(path, "numpy") as file:
+        assert sorted(file.keys()) == ["params|m/~/n|w", "state|bn|x"]
+    # Files written so far carry this checksum.
+    nfnets.save_weights(path, {"m/~/n": {"w": array}}, info=WeightsInfo(model="nfnet_tiny"))
+    with safetensors.safe_open(path, "numpy") as file:
+        assert json.loads(file.metadata()["nfnets"]) == {
+            "model": "nfnet_tiny",
+            "checksum": "d498c2841f7bdb1b73032c75ce95aeaa79a8862791a129892ff50f0989554a2f",
+        }
 
 
 def test_a_changed_value_name_or_shape_is_noticed(path):
     with safetensors.safe_open(path, "numpy") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    key = f"params|{HEAD}|b"
+    key = "params|NFNet/~/linear|b"
     changes = (
         {key: tensors[key] + 1e-6},
         {key: tensors[key].reshape(1, -1)},
@@ -103,17 +116,36 @@ def test_a_changed_value_name_or_shape_is_noticed(path):
     nfnets.load_weights(path)
 
 
-def test_files_of_others_are_refused(tmp_path):
+def test_files_of_other_programs(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"stem.conv1.weight": np.ones(2, np.float32)}, path)
-    with pytest.raises(UserError, match=r"'stem.conv1.weight'.*weights.convert reads timm"):
+    with pytest.raises(UserError, match=r"tensor 'stem.conv1.weight'; `nfnets info"):
         nfnets.load_weights(path)
+    for name in ("params|m", "opt|m|n", "params|m|n|k"):
+        safetensors.numpy.save_file({name: np.ones(2)}, path)
+        with pytest.raises(UserError, match="was not written by nfnets.save_weights"):
+            nfnets.load_weights(path)
+    path.write_bytes(b"text")
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        nfnets.load_weights(path)
+    with pytest.raises(UserError, match="no weights file nowhere"):
+        nfnets.load_weights("nowhere")
+    with pytest.raises(UserError, match="cannot write .*: No such file or directory"):
+        nfnets.save_weights(tmp_path / "no" / "where", {"m": {"n": np.ones(1)}})
+
+
+def test_invalid_metadata(tmp_path):
+    path = tmp_path / "w.safetensors"
     for fields, message in (
         ("[]", "expected a JSON object"),
-        ("{", "unreadable metadata"),
-        ('{"num_classes": "many"}', "num_classes is 'many'"),
+        ("{", "has invalid metadata"),
+        ('{"num_classes": "many"}', "info.num_classes must be .*, not 'many'"),
+        ('{"num_classes": 0}', "info.num_classes must be an integer in"),
+        ('{"mean_rgb": [1, NaN, 1]}', "mean_rgb"),
+        ('{"mean_rgb": [1, 1]}', "mean_rgb must have 3 entries, not 2"),
         ('{"stddev_rgb": [1, 0, 1]}', "stddev_rgb"),
         ('{"class_names": [1]}', "class_names"),
+        ('{"overrides": [1]}', "overrides"),
     ):
         safetensors.numpy.save_file({"params|m|n": np.ones(2)}, path, {"nfnets": fields})
         with pytest.raises(UserError, match=message):
@@ -121,84 +153,34 @@ def test_files_of_others_are_refused(tmp_path):
     safetensors.numpy.save_file({"params|m|n": np.ones(2)}, path, {"nfnets": '{"new": 1}'})
     assert nfnets.read_weights_info(path) == WeightsInfo()
     for info, message in (
-        (WeightsInfo(num_classes=3), "does not say its model"),
-        (WeightsInfo(model="nfnet_f0"), "does not say its number of classes"),
-        (WeightsInfo(model="nfnet_f99", num_classes=3), "unknown model"),
-        (dataclasses.replace(INFO, overrides={"x": 1}), "no option 'x'"),
+        (WeightsInfo(num_classes=3), "FILE has no metadata 'model'"),
+        (WeightsInfo(model="nfnet_f0"), "FILE has no metadata 'num_classes'"),
+        (WeightsInfo(model="nfnet_f99", num_classes=3), "FILE: unknown model"),
+        (dataclasses.replace(INFO, overrides={"x": 1}), "FILE: .*'x'"),
     ):
         with pytest.raises(UserError, match=message):
-            model_of(info, path)
-    with pytest.raises(UserError, match="cannot write"):
-        nfnets.save_weights(tmp_path / "no" / "where", {"m": {"n": np.ones(1)}})
+            model_of(info, "FILE")
 
 
-def changed(params, **arrays):
-    """Parameters with `module__name` replaced or, by None, removed."""
-    tree = {module: dict(entries) for module, entries in params.items()}
-    for key, array in arrays.items():
-        module, name = f"NFNet/~/{key}".rsplit("__", 1)
-        tree.setdefault(module, {})
-        if array is None:
-            del tree[module][name]
-        else:
-            tree[module][name] = array
-    return tree
-
-
-def test_what_does_not_fit_is_named_in_both_directions(params):
-    wrong = changed(
-        params, final_conv__gain=None, other__w=np.ones(3), linear__b=np.ones(7)
-    )
-    with pytest.raises(UserError) as error:
-        fit_weights("FILE", wrong, {}, micro_model())
-    assert str(error.value) == (
-        "FILE does not fit the model: 1 missing (NFNet/~/final_conv:gain); 1 unexpected "
-        "(NFNet/~/other:w); 1 wrongly shaped (NFNet/~/linear:b [7] for [5])"
-    )
-    with pytest.raises(UserError, match=r"1 unexpected \(bn:counter\)"):
-        fit_weights("FILE", params, {"bn": {"counter": np.zeros(())}}, micro_model())
-
-
-def test_skipped_parameters_are_drawn_afresh_and_the_rest_kept(params):
-    model = micro_model()
-    wrong = changed(
-        params, final_conv__gain=None, other__w=np.ones(3), linear__b=np.ones(7)
-    )
-    skip = ("NFNet/~/linear:*", "*other:w", "*:gain")
-    loaded, _ = fit_weights("FILE", wrong, {}, model, skip, seed=3)
-    fresh, _ = model.init(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
-    want = changed(
-        params,
-        final_conv__gain=fresh["NFNet/~/final_conv"]["gain"],
-        linear__b=fresh[HEAD]["b"],
-    )
-    assert_same_trees(loaded, want)
-    assert list(loaded) == list(fresh)
-    with pytest.raises(UserError, match="1 missing"):
-        fit_weights("FILE", wrong, {}, model, skip[:2])
-    with pytest.raises(UserError, match="no parameter matches 'conv'"):
-        fit_weights("FILE", params, {}, model, ("conv",))
-
-
-def test_images_of_other_channels_are_an_error_that_says_so(params):
-    weight = params["NFNet/~/stem_conv0"]["w"][:, :, :1]
-    with pytest.raises(UserError, match="for images of 1 channels: the models take 3"):
-        fit_weights("FILE", changed(params, stem_conv0__w=weight), {}, micro_model())
-
-
-def test_another_number_of_classes_gets_a_new_head_and_says_so(path, tmp_path, capsys):
-    nfnets.save_weights(path, micro_params(), {}, INFO)
-    model = nfnets.create_model("nfnet_tiny", 7, **MICRO)
-    loaded, _ = initial_weights(str(path), model, seed=1)
-    fresh, _ = model.init(jax.random.key(1), np.zeros((1, 32, 32, 3), np.float32))
-    want = {**micro_params(), HEAD: fresh[HEAD]}
-    assert_same_trees(loaded, want)
-    said = capsys.readouterr().out
-    assert "for 5 classes, this run has 7: the classifier starts anew" in said
-    with pytest.raises(UserError, match="2 wrongly shaped"):
-        nfnets.load_weights(path, model)
-    loaded, _ = nfnets.load_weights(path, model, skip=["*linear:?"])
-    assert loaded[HEAD]["w"].shape[-1] == 7
+def test_formats_are_identified_by_content(path, tmp_path):
+    assert identify_format(path) == "nfnets"
+    other = tmp_path / "other"
+    safetensors.numpy.save_file({"stem.conv1.weight": np.ones(2)}, other)
+    assert identify_format(other) == "timm"
+    np.savez(tmp_path / "w.npz", **{"a:b": np.ones(2)})
+    assert identify_format(tmp_path / "w.npz") == "haiku"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("archive/data.pkl", "")
+    assert identify_format(other) == "timm"
+    other.write_bytes(pickle.dumps({"m": {"n": np.ones(2)}}))
+    assert identify_format(other) == "haiku"
+    other.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"more")
+    assert identify_format(other) == "timm"
+    other.write_bytes(b"text")
+    with pytest.raises(UserError, match="neither safetensors, PyTorch nor pickle"):
+        identify_format(other)
+    with pytest.raises(UserError, match="cannot read nowhere: No such file"):
+        identify_format("nowhere")
 
 
 def test_the_package_imports_without_safetensors():
@@ -213,13 +195,3 @@ def test_the_package_imports_without_safetensors():
     assert json.loads(output) == ["nfnet_tiny", False, True]
     with pytest.raises(AttributeError, match="no attribute 'lode_weights'"):
         nfnets.lode_weights  # noqa: B018
-
-
-def test_weights_in_half_precision_start_a_run_in_single(tmp_path):
-    model = nfnets.create_model("nfnet_tiny", num_classes=3)
-    params, state = model.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
-    half = jax.tree.map(lambda a: a.astype("float16"), params)
-    nfnets.save_weights(tmp_path / "w", half, state)
-    started, _ = initial_weights(tmp_path / "w", model, 0)
-    assert_same_trees(started, jax.tree.map(lambda a: a.astype("float32"), half))
-    assert {a.dtype.name for a in jax.tree.leaves(started)} == {"float32"}

@@ -1,14 +1,12 @@
-"""timm's names and layouts, its files without PyTorch, and its forward pass."""
+"""timm's names and layouts, its files, and its forward pass."""
 
-import collections
+import argparse
+import contextlib
 import csv
 import importlib.machinery
-import io
 import pickle
-import struct
 import sys
 import types
-import zipfile
 
 import jax
 import numpy as np
@@ -18,9 +16,8 @@ import safetensors.numpy
 import nfnets
 from nfnets.errors import UserError
 from nfnets.models import listing_hash
-from nfnets.weights import convert
-from nfnets.weights.timm import from_timm, read_timm, to_timm
-from nfnets.weights.torch_files import read_torch
+from nfnets.tools import convert
+from nfnets.weights.timm import from_timm, read_timm, to_timm, unwrap
 from tests import reference
 from tests.weights.helpers import assert_same_trees, micro_params
 
@@ -96,18 +93,20 @@ def test_layouts_and_the_exact_inverse():
         np.testing.assert_array_equal(again[key], tensors[key])
 
 
-def test_what_is_not_timms():
+def test_parameters_that_are_not_timms():
     tensors = to_timm(micro_params())
     for key, message in (
-        ("stem.conv5.weight", "'stem.conv5.weight' is no parameter"),
-        ("stages.0.0.conv1.running_mean", "is no parameter of timm's dm_nfnet"),
-        ("weight", "is no parameter"),
+        ("stem.conv5.weight", "'stem.conv5.weight' is not a parameter"),
+        ("stages.0.0.conv1.running_mean", "is not a parameter of timm's dm_nfnet"),
+        ("stages.4.0.conv1.weight", "is not a parameter"),
+        ("weight", "is not a parameter"),
     ):
         with pytest.raises(UserError, match=message):
             from_timm({**tensors, key: np.zeros(2)})
-    with pytest.raises(UserError, match=r"FILE: head.fc.weight has the shape \[2\]"):
-        from_timm({**tensors, "head.fc.weight": np.zeros(2)}, "FILE")
-    with pytest.raises(UserError, match="NFNet/~/nf_block/~/conv3:w has no place in timm"):
+    for key in ("head.fc.weight", "stages.0.0.skipinit_gain"):
+        with pytest.raises(UserError, match=rf"FILE: {key} has the shape \[2\]"):
+            from_timm({**tensors, key: np.zeros(2)}, "FILE")
+    with pytest.raises(UserError, match="timm's NFNets have no NFNet/~/nf_block/~/conv3:w"):
         to_timm({**micro_params(), "NFNet/~/nf_block/~/conv3": {"w": np.zeros(2)}})
 
 
@@ -118,148 +117,188 @@ def test_files_there_and_back(tmp_path, capsys):
     tensors = {k: rng.random(shape, np.float32) for k, shape in shapes.items()}
     theirs, ours, back = (str(tmp_path / name) for name in ("theirs", "ours", "back"))
     safetensors.numpy.save_file(tensors, theirs, {"format": "pt"})
-    convert.main([theirs, "--from=timm", f"--out={ours}", "--model=nfnet_f0"])
-    assert "nfnet_f0, 3 classes, from timm's" in capsys.readouterr().out
+    convert.main([theirs, f"--out={ours}"])
+    line = capsys.readouterr().out
+    assert "ours: nfnet_f0, 3 classes, from timm checkpoint theirs\n" in line
     info = nfnets.read_weights_info(ours)
     assert info.overrides == {"timm_compat": True}
     convert.main([ours, "--to=timm", f"--out={back}"])
     assert "timm_compat" not in capsys.readouterr().out
-    assert_same_trees({"": read_timm(back)}, {"": tensors})
-    with pytest.raises(UserError, match=r"timm's weights are written as .safetensors"):
-        convert.main([ours, "--to=timm", f"--out={tmp_path}/back.pth"])
-    nfnets.save_weights(ours, micro_params(), {}, nfnets.WeightsInfo(model="nfnet_f7"))
-    with pytest.raises(UserError, match="timm has no nfnet_f7; it has nfnet_f0, "):
-        convert.main([ours, "--to=timm", f"--out={back}"])
+    loaded, entry = read_timm(back)
+    assert entry == ""
+    assert_same_trees({"": loaded}, {"": tensors})
+    plain, other = str(tmp_path / "plain"), str(tmp_path / "other")
+    info = nfnets.WeightsInfo(model="nfnet_f0", num_classes=3)
+    nfnets.save_weights(plain, *nfnets.load_weights(ours), info)
+    convert.main([plain, "--to=timm", f"--out={back}"])
+    assert "without timm_compat" in capsys.readouterr().out
+    nfnets.save_weights(other, {}, {}, nfnets.WeightsInfo(model="resnet50", num_classes=3))
+    with pytest.raises(UserError, match="timm has no resnet50; it has nfnet_f0, "):
+        convert.main([other, "--to=timm", f"--out={back}"])
+    with pytest.raises(UserError, match="only .safetensors files are written"):
+        convert.main([ours, "--to=timm", f"--out={back}.pth"])
 
 
-# A small torch.save, so that its formats are tested without PyTorch.
+STATE = {"w": np.arange(3, dtype=np.float32)}
+AVERAGE = {"w": np.ones(3, np.float32)}
 
 
-class Storage:
-    def __init__(self, key, array):
-        self.key, self.array = key, array
+@pytest.mark.parametrize(
+    ("content", "entry", "averaged_entry"),
+    [
+        (STATE, "", None),
+        ({"state_dict": STATE, "epoch": 3, "arch": "dm_nfnet_f0"}, "state_dict", None),
+        (
+            {"state_dict": STATE, "state_dict_ema": AVERAGE},
+            "state_dict",
+            "state_dict_ema",
+        ),
+        ({"model": STATE, "model_ema": AVERAGE}, "model", "model_ema"),
+        ({"module.w": STATE["w"]}, "", None),
+        ({"_orig_mod.module.w": STATE["w"]}, "", None),
+    ],
+)
+def test_training_checkpoints_are_unwrapped(content, entry, averaged_entry):
+    found = unwrap(content, "FILE")
+    assert_same_trees({"": found[0]}, {"": STATE})
+    assert found[1] == entry
+    if averaged_entry is None:
+        with pytest.raises(UserError, match="FILE has no state_dict_ema or model_ema"):
+            unwrap(content, "FILE", ema=True)
+    else:
+        found = unwrap(content, "FILE", ema=True)
+        assert_same_trees({"": found[0]}, {"": AVERAGE})
+        assert found[1] == averaged_entry
 
 
-class Tensor:
-    def __init__(self, storage, shape, strides, offset=0):
-        self.parts = (storage, offset, shape, strides)
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (*self.parts, False, {})
-
-
-@pytest.fixture
-def fake_torch(monkeypatch):
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for name in ("FloatStorage", "HalfStorage"):
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-    exec("def _rebuild_tensor_v2(*_): pass", utils.__dict__)
-    utils._rebuild_tensor_v2.__module__ = "torch._utils"
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    return torch
+def test_checkpoints_of_averages_alone():
+    content = {"model_ema": {"n_averaged": np.int64(7), "module.w": AVERAGE["w"]}}
+    tensors, entry = unwrap(content, "FILE")
+    assert_same_trees({"": tensors}, {"": AVERAGE})
+    assert entry == "model_ema"
 
 
-def dump_tensors(torch, value, legacy):
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj):
-            if not isinstance(obj, Storage):
-                return None
-            half = obj.array.dtype == np.float16
-            kind = torch.HalfStorage if half else torch.FloatStorage
-            end = (None,) if legacy else ()
-            return ("storage", kind, obj.key, "cpu", obj.array.size, *end)
-
-    out = io.BytesIO()
-    Pickler(out, 2).dump(value)
-    return out.getvalue()
+def test_contents_that_are_not_state_dictionaries():
+    with pytest.raises(UserError, match="FILE holds a list, not a state dictionary"):
+        unwrap([1], "FILE")
+    with pytest.raises(UserError, match="FILE: 'epoch' is not a tensor"):
+        unwrap({"epoch": 3}, "FILE")
 
 
-def save_zip(path, torch, value, storages):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", dump_tensors(torch, value, legacy=False))
-        archive.writestr("archive/byteorder", "little")
-        for storage in storages:
-            archive.writestr(f"archive/data/{storage.key}", storage.array.tobytes())
+def test_half_precision_and_prefixes_in_safetensors(tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensors = to_timm(micro_params())
+    half = {f"module.{k}": v.astype(jax.numpy.bfloat16) for k, v in tensors.items()}
+    safetensors.numpy.save_file(
+        {k: np.asarray(v, order="C") for k, v in half.items()}, path
+    )
+    params = from_timm(read_timm(path)[0])
+    assert {a.dtype.name for a in jax.tree.leaves(params)} == {"float32"}
+    want = {k.removeprefix("module."): v.astype(np.float32) for k, v in half.items()}
+    assert_same_trees({"": to_timm(params)}, {"": want})
 
 
-def save_legacy(path, torch, value, storages):
-    with open(path, "wb") as file:
-        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
-            pickle.dump(header, file, 2)
-        file.write(dump_tensors(torch, value, legacy=True))
-        pickle.dump([storage.key for storage in storages], file, 2)
-        for storage in storages:
-            file.write(struct.pack("<q", storage.array.size) + storage.array.tobytes())
-
-
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
-def test_pytorch_files_without_pytorch(save, fake_torch, tmp_path):
-    one = Storage("0", np.arange(12, dtype=np.float32))
-    two = Storage("1", np.arange(2, dtype=np.float16))
-    state = {
-        "whole": Tensor(one, (3, 4), (4, 1)),
-        "turned": Tensor(one, (4, 3), (1, 4)),
-        "part": Tensor(one, (2,), (5,), offset=1),
-        "scalar": Tensor(one, (), (), offset=7),
-        "half": Tensor(two, (2,), (1,)),
-    }
-    state = collections.OrderedDict(state)
-    state._metadata = {"": {"version": 1}}  # as PyTorch's modules have it
+def test_pytorch_files_need_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
     path = tmp_path / "w.pth"
-    want = {
-        "whole": one.array.reshape(3, 4),
-        "turned": one.array.reshape(3, 4).T,
-        "part": one.array[[1, 6]],
-        "scalar": one.array[7],
-        "half": two.array,
-    }
-    for value in (state, {"state_dict": state, "epoch": 3}):
-        save(path, fake_torch, value, (one, two))
-        assert_same_trees({"": read_timm(path)}, {"": want})
-    for damaged in (
-        Tensor(one, (13,), (1,)),
-        Tensor(one, (2,), (12,)),
-        Tensor(one, (1,), (1,), offset=-1),
-        Tensor(one, (99, 99), (0, 0)),
-    ):
-        save(path, fake_torch, {"x": damaged}, (one,))
-        with pytest.raises(UserError, match="'x' is damaged"):
-            read_torch(path)
-    save(path, fake_torch, {"x": 3}, ())
-    with pytest.raises(UserError, match="'x' is no tensor"):
-        read_torch(path)
-    save(path, fake_torch, [1], ())
-    with pytest.raises(UserError, match="no state dictionary"):
-        read_torch(path)
-    save(path, fake_torch, state, (one, Storage("1", np.arange(3, dtype=np.float16))))
-    with pytest.raises(UserError, match="a storage's length is wrong"):
-        read_torch(path)
-    save(path, fake_torch, {"x": print}, ())
-    with pytest.raises(UserError, match=r"is refused: it names '__builtin__.print'"):
-        read_torch(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"damaged|no readable pickle"):
-        read_torch(path)
-
-
-def test_files_that_are_neither(tmp_path):
-    path = tmp_path / "w.pth"
-    for data, message in (
-        (pickle.dumps({"x": 1}), "neither a PyTorch nor a safetensors file"),
-        (b"text", "no readable pickle"),
-        (b"", "no readable pickle"),
-    ):
-        path.write_bytes(data)
-        with pytest.raises(UserError, match=message):
-            read_timm(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x", "y")
-    with pytest.raises(UserError, match="zip archive, but not one of PyTorch"):
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"w.pth is not a .safetensors .*pip install torch"):
         read_timm(path)
-    with pytest.raises(UserError, match="cannot read nowhere"):
+    with pytest.raises(UserError, match="cannot read nowhere: No such file"):
         read_timm("nowhere")
+
+
+class FakeTensor:
+    """An array with the methods of a tensor that are used."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def detach(self):
+        return self
+
+    def float(self):
+        return FakeTensor(self.array.astype(np.float32))
+
+    def numpy(self):
+        return self.array
+
+
+def test_pytorch_loads_nothing_but_tensors(tmp_path, monkeypatch):
+    calls = []
+
+    @contextlib.contextmanager
+    def safe_globals(names):
+        calls.append(names)
+        yield
+
+    def load(path, **options):
+        calls.append((path, options))
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    torch = types.ModuleType("torch")
+    torch.serialization = types.SimpleNamespace(safe_globals=safe_globals)
+    torch.load = load
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"PK")
+    content = {"state_dict": {"module.w": FakeTensor(np.arange(3, dtype=np.float16))}}
+    tensors, entry = read_timm(path)
+    assert_same_trees({"": tensors}, {"": STATE})
+    assert tensors["w"].dtype == np.float32
+    assert entry == "state_dict"
+    assert calls == [
+        [argparse.Namespace],
+        (path, {"map_location": "cpu", "weights_only": True}),
+    ]
+    content = pickle.UnpicklingError(
+        "Weights only load failed. In future, run with weights_only=False.\n"
+        "\tWeightsUnpickler error: Unsupported global: GLOBAL os.system was not an allowed "
+        "global by default. Please use `torch.serialization.add_safe_globals`.\nCheck"
+    )
+    with pytest.raises(UserError) as error:
+        read_timm(path)
+    assert str(error.value) == (
+        f"{path} is not a PyTorch file of tensors: Unsupported global: GLOBAL os.system "
+        "was not an allowed global by default"
+    )
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_pytorch_files(tmp_path, new_format):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "w.pth"
+    state = {
+        "module.whole": torch.arange(12.0).reshape(3, 4),
+        "module.transposed": torch.arange(12.0).reshape(3, 4).T,
+        "module.half": torch.ones(2, dtype=torch.float16),
+        "module.brain": torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
+    }
+    content = {
+        "state_dict": state,
+        "state_dict_ema": {"whole": torch.zeros(3)},
+        "args": argparse.Namespace(model="dm_nfnet_f0", lr=0.1),
+        "epoch": 3,
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    tensors, entry = read_timm(path)
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    half = np.ones(2, np.float32)
+    want = {"whole": whole, "transposed": whole.T, "half": half, "brain": half}
+    assert_same_trees({"": tensors}, {"": want})
+    assert {array.dtype.name for array in tensors.values()} == {"float32"}
+    assert entry == "state_dict"
+    averaged, entry = read_timm(path, ema=True)
+    assert_same_trees({"": averaged}, {"": {"whole": np.zeros(3)}})
+    assert entry == "state_dict_ema"
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(UserError, match="w.pth is not a PyTorch file of tensors: "):
+        read_timm(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="w.pth is not a PyTorch file of tensors: "):
+        read_timm(path)
 
 
 class Anything(type):
@@ -342,7 +381,7 @@ def test_logits_are_those_of_timm_both_ways(timm_f0, tmp_path):
     ):
         path = tmp_path / name
         torch.save(timm_f0.state_dict(), path, **options)
-        assert_same_trees({"": read_timm(path)}, {"": tensors})
+        assert_same_trees({"": read_timm(path)[0]}, {"": tensors})
     difference = relative_difference(apply(from_timm(tensors)), timm_logits())
     print(f"timm's weights here: {difference:.1e}")
     assert difference < 1e-4

@@ -1,1 +1,0 @@
-"""Looking at models and runs: tables and plots."""

@@ -1,0 +1,1 @@
+"""Datasets: folders of images, TensorFlow Datasets, digits and synthetic images."""

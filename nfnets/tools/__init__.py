@@ -1,0 +1,1 @@
+"""Programs: one module for each command of `python -m nfnets`."""

@@ -1,0 +1,52 @@
+"""Convolutions for CPU and their gradients, against XLA's own operation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets.cpu.convolution import conv2d
+
+
+def plain_conv2d(inputs, weight, stride, groups):
+    return jax.lax.conv_general_dilated(
+        inputs,
+        weight,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("groups", "width"), [(1, 6), (2, 64), (3, 32), (43, 8)])
+def test_convolutions_are_xlas_own_forward_and_backward(
+    groups, width, kernel, stride, size, dtype
+):
+    keys = jax.random.split(jax.random.key(groups * width + kernel), 3)
+    units = groups * (width + 2)
+    inputs = jax.random.normal(keys[0], (2, *size, groups * width)).astype(dtype)
+    weight = jax.random.normal(keys[1], (kernel, kernel, width, units)).astype(dtype)
+
+    def outputs_and_gradients(conv, dtype):
+        outputs, pullback = jax.vjp(
+            lambda x, w: conv(x, w, stride, groups),
+            inputs.astype(dtype),
+            weight.astype(dtype),
+        )
+        given = jax.random.normal(keys[2], outputs.shape).astype(inputs.dtype)
+        return outputs, *pullback(given.astype(dtype))
+
+    got = jax.jit(lambda: outputs_and_gradients(conv2d, dtype))()
+    want = jax.jit(lambda: outputs_and_gradients(plain_conv2d, jnp.float32))()
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for found, expected in zip(got, want, strict=True):
+        assert found.dtype == dtype
+        assert found.shape == expected.shape
+        error = np.abs(found.astype(jnp.float32) - expected).max()
+        assert error <= tolerance * np.abs(expected).max()

@@ -1,0 +1,71 @@
+"""The training stream's order: permutations, all different, reproducible."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nfnets.data.order import StreamOrder
+
+
+def epoch(order, number):
+    start = number * order.num_records
+    return [order.record_index(start + place) for place in range(order.num_records)]
+
+
+@pytest.mark.parametrize("num_records", [1, 2, 3, 5, 64, 1797, 2**16, 2**16 + 1, 70_000])
+def test_every_epoch_is_a_permutation(num_records):
+    order = StreamOrder(seed=3, num_records=num_records)
+    for number in (0, 1000) if num_records < 2**16 else (7,):
+        assert sorted(epoch(order, number)) == list(range(num_records))
+
+
+@pytest.mark.parametrize("num_records", [100, 2**16 + 1])
+def test_epochs_and_seeds_differ(num_records):
+    positions = range(100)
+    orders = []
+    for seed in (0, 1, -1):
+        order = StreamOrder(seed=seed, num_records=num_records)
+        for start in (0, num_records, 2 * num_records):
+            orders.append([order.record_index(start + place) for place in positions])
+    for first, second in itertools.combinations(orders, 2):
+        assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+def test_small_permutations_are_uniform():
+    counts = {}
+    order = StreamOrder(seed=0, num_records=3)
+    for number in range(6000):
+        key = tuple(epoch(order, number))
+        counts[key] = counts.get(key, 0) + 1
+    assert len(counts) == 6
+    assert all(abs(count - 1000) < 150 for count in counts.values())
+
+
+def test_large_permutations_mix_well():
+    """Grain's default of four rounds exceeds the limit by a factor of twenty."""
+    num_records = 2**16 + 1
+    order = StreamOrder(seed=0, num_records=num_records)
+    records = np.array([order.record_index(p) for p in range(num_records)])
+    steps = np.diff(records) % num_records
+    histogram = np.bincount(steps * 256 // num_records, minlength=256)
+    expected = len(steps) / 256
+    assert ((histogram - expected) ** 2 / expected).sum() / 255 < 1.4
+
+
+def test_order_is_pinned():
+    """A later version must resume a run with the same data."""
+    small = StreamOrder(seed=0, num_records=10)
+    assert epoch(small, 0) == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
+    large = StreamOrder(seed=0, num_records=1_281_167)
+    records = [large.record_index(p) for p in (0, 1, 2, 1_281_167)]
+    assert records == [556_536, 1_036_854, 1_046_717, 766_848]
+    assert large.rng(7).integers(0, 1000, 4).tolist() == [703, 469, 578, 511]
+
+
+def test_random_numbers_belong_to_the_position():
+    order = StreamOrder(seed=-5, num_records=10)
+    first = order.rng(3).random(4)
+    np.testing.assert_array_equal(first, order.rng(3).random(4))
+    others = [StreamOrder(seed=5, num_records=10).rng(3), order.rng(4)]
+    assert all(not np.array_equal(first, other.random(4)) for other in others)
