@@ -11,7 +11,6 @@ from multiprocessing.process import BaseProcess
 import re
 import signal
 import threading
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 import weakref
 
@@ -100,12 +99,7 @@ class BatchIterator(Generic[T], Iterator[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -117,7 +111,7 @@ def _pipeline(
     cancel: threading.Event,
 ) -> grain.IterDataset:
     """Returns the Grain dataset of a host's batches."""
-    _disable_opencv_threads()
+    cv2.setNumThreads(0)  # Grain's threads suffice
     threads = parallelism.num_threads
     ahead = threads * (1 if parallelism.workers else _CHUNKS_AHEAD)
     stream = (
@@ -236,15 +230,10 @@ def _death_cause(exit_code: int) -> str:
     return "see its output above, or set data.workers=0 to find the cause"
 
 
-def _disable_opencv_threads() -> None:
-    """Prevents OpenCV from starting threads beside Grain's."""
-    cv2.setNumThreads(0)
-
-
 def _initialize_worker(worker: int, workers: int) -> None:
     """Makes a worker process ignore Ctrl-C and exit with its parent."""
     del worker, workers
-    _disable_opencv_threads()
+    cv2.setNumThreads(0)
     # Ctrl-C reaches every process of the terminal; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -33,8 +33,7 @@ __all__ = [
     "normalize_images",
 ]
 
-# Not imported here, because `nfnets.optim` and `nfnets.training.config` need the names of
-# modules and variants, but neither haiku nor jax.
+# Imported on first use: the command line needs names and specs, but not JAX and Haiku.
 __getattr__, __dir__ = lazy.attach(
     __name__,
     {

@@ -35,7 +35,7 @@ class ScaledNormal:
     """Normal values, optionally truncated at two standard deviations.
 
     Attributes:
-      stddev: standard deviation before truncation (which reduces it to 0.88 of it).
+      stddev: standard deviation before truncation, which reduces it by a factor of 0.88.
       fan_in_scaled: divide the standard deviation by the root of the fan-in, the product
         of all dimensions but the last.
       truncated: truncate at two standard deviations.
@@ -105,17 +105,6 @@ def _draw_piece(
     uniform = jax.random.uniform(key, (_PIECE,), jnp.float32, smallest, largest)
     normal = np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
     return jnp.clip(normal, lower, upper)
-
-
-def he_fan_out(channels: int, kernel_size: int, scale: float = 1.0) -> ScaledNormal:
-    """Returns an initializer of variance 2 scale^2 / (channels kernel_size^2).
-
-    Args:
-      channels: output channels of the convolution.
-      kernel_size: side of its square kernel, pixels.
-      scale: factor on the standard deviation.
-    """
-    return ScaledNormal(stddev=scale * math.sqrt(2 / (channels * kernel_size**2)))
 
 
 # Convolutions with weight standardization, linear layers and other convolutions.

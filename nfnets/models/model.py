@@ -1,4 +1,4 @@
-"""Models: names and options to pairs of pure functions, `init` and `apply`."""
+"""Models as pairs of pure functions, `init` and `apply`, created by name."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

@@ -3,6 +3,8 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
+import math
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,11 @@ from nfnets.models.spec import BlockSpec
 
 
 class ResidualBlock(hk.Module):
-    """shortcut(x) + alpha * skip_gain * branch(activation(x) / expected_std).
+    """Residual block of normalizer-free networks and, by `BlockSpec`, of other families.
 
-    "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
-    figure 5. `skip_gain` is initially 0 (SkipInit). `BlockSpec` lists what other families
-    add or omit.
+    shortcut(x) + alpha * skip_gain * branch(activation(x) / expected_std), where
+    `skip_gain` is initially 0 (SkipInit): "High-Performance Large-Scale Image Recognition
+    Without Normalization" (2021), figure 5.
 
     Attributes:
       expected_std: predicted standard deviation of the block's input at initialization,
@@ -242,7 +244,8 @@ def make_conv(
     if spec.conv_init == "he":
         w_init = initializers.HE
     elif spec.conv_init == "fixup" and not is_stem:
-        w_init = initializers.he_fan_out(channels, kernel_size, init_scale)
+        fan_out = channels * kernel_size**2
+        w_init = initializers.ScaledNormal(init_scale * math.sqrt(2 / fan_out))
     else:
         w_init = initializers.LINEAR
     return layers.Conv2D(

@@ -157,8 +157,8 @@ class ModelSpec:
       scaled_activation: multiply the activation by its gamma, for unit variance.
       classifier_stddev: standard deviation of the classifier's initial weights.
       drop_rate: dropout rate before the classifier, in [0, 1).
-      stochdepth_rate: stochastic depth rate, in [0, 1); the rate of block i of n, counted
-        from 0, is i / n of it.
+      stochdepth_rate: stochastic depth rate, in [0, 1); the branch of block i of n, counted
+        from 0, is dropped at i / n of this rate.
       recipe: see `Recipe`.
     """
 

@@ -15,6 +15,7 @@ import pathlib
 
 from nfnets import cli
 from nfnets.errors import UserError
+from nfnets.files import read_user_text
 from nfnets.models import create_model
 from nfnets.weights import timm
 from nfnets.weights.files import (
@@ -150,10 +151,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
     Raises:
       UserError: the file cannot be read, or has an empty line.
     """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class names in {path}: {error}") from None
+    lines = read_user_text(path).rstrip("\n").split("\n")
     if not lines or not all(line.strip() for line in lines):
         raise UserError(f"{path}: expected one class name on every line")
     return tuple(line.strip() for line in lines)

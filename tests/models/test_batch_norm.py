@@ -92,6 +92,14 @@ def test_half_precision_is_normalized_in_float32():
     np.testing.assert_array_equal(outputs, want.astype(jnp.bfloat16))
 
 
+def test_rounding_does_not_make_the_variance_negative():
+    net, x = transformed(), jnp.broadcast_to(jnp.linspace(9e3, 1e4, 64), (2, 5, 7, 64))
+    params, state = net.init(None, x, True)
+    outputs, after = net.apply(params, state, x, True)
+    assert np.isfinite(outputs).all()
+    assert (after[VARIANCE]["average"] >= 0).all()
+
+
 @pytest.mark.parametrize("axis_name", [AXIS, None])
 def test_synchronized_statistics_are_those_of_the_whole_batch(axis_name):
     net, x = transformed(axis_name), inputs(8)

@@ -270,9 +270,9 @@ def test_end_points_in_half_precision(name):
 
 
 def test_initial_values_have_the_published_distributions():
-    def draw(name):
+    def draw(name, **options):
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        model = nfnets.create_model(name, depths=(1, 1, 1, 2), num_classes=100)
+        model = nfnets.create_model(name, 100, depths=(1, 1, 1, 2), **options)
         return model.init(jax.random.key(2), images)[0]
 
     fixup = draw("fixup_resnet50")
@@ -299,6 +299,9 @@ def test_initial_values_have_the_published_distributions():
     np.testing.assert_allclose(conv["w"].std(), 0.8796 / np.sqrt(9 * 512), rtol=0.01)
     assert (conv["b"] == 0).all()
     assert (skipinit["SkipInit_ResNet/~/linear"]["w"] == 0).all()
+
+    he = draw("resnet50", conv_init="he")["ResNet/~/res_block_v2_4/~/conv1"]["w"]
+    np.testing.assert_allclose(he.std(), np.sqrt(2 / (9 * 512)), rtol=0.01)
 
     head = draw("nf_resnet50")["NF_ResNet/~/linear"]["w"]
     np.testing.assert_allclose(head.std(), 0.01, rtol=0.01)

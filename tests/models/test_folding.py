@@ -72,6 +72,8 @@ def test_networks_with_normalization_cannot_be_folded():
     for name in ("resnet50", "fixup_resnet50", "resnet50_v1"):
         with pytest.raises(UserError, match=f"{name} cannot be folded"):
             nfnets.fold(nfnets.create_model(name), {})
+    with pytest.raises(UserError, match="nf_resnet50 cannot be folded"):
+        nfnets.fold(nfnets.create_model("nf_resnet50", preactivation=False), {})
 
 
 def test_timm_compat_is_two_rules():

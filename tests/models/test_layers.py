@@ -74,10 +74,32 @@ def test_standardization_and_its_gradient_follow_the_formula(shape, rule):
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
+def test_the_gradient_of_a_standardized_convolution_stores_two_weights():
+    conv = hk.without_apply_rng(
+        hk.transform(
+            lambda x: layers.WSConv2D(8, 3, eps=1e-4, eps_rule="floor", name="conv")(x)
+        )
+    )
+    inputs = jax.ShapeDtypeStruct((1, 2, 2, 64), jnp.float32)
+    params = jax.eval_shape(conv.init, jax.random.key(0), inputs)
+    pullback = jax.eval_shape(lambda p, x: jax.vjp(conv.apply, p, x)[1], params, inputs)
+    stored = sum(leaf.size for leaf in jax.tree.leaves(pullback))
+    weight = params["conv"]["w"].size  # the weight itself, and the standardized one
+    assert stored < 2.5 * weight
+
+
 def test_average_pool_counts_only_pixels_that_exist():
     inputs = jnp.arange(9.0).reshape(1, 3, 3, 1)
     expected = np.array([[(0 + 1 + 3 + 4) / 4, (2 + 5) / 2], [(6 + 7) / 2, 8]])
     np.testing.assert_allclose(layers.average_pool_2x2(inputs)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 5)])
+def test_average_pool_of_large_batches_is_that_of_each_example(size):
+    inputs = jax.random.normal(jax.random.key(0), (128, *size, 96))
+    pool = jax.jit(layers.average_pool_2x2)
+    alone = jnp.concatenate([pool(inputs[k : k + 1]) for k in range(0, 128, 31)])
+    np.testing.assert_allclose(pool(inputs)[::31], alone, atol=1e-6)
 
 
 def test_squeeze_excite_by_hand():
@@ -113,11 +135,11 @@ def test_stochastic_depth_drops_branches_at_rates_that_grow_with_depth():
     model = nfnets.create_model(
         "nfnet_tiny", num_classes=2, stochdepth_rate=0.8, drop_rate=0.0
     )
-    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     for arrays in params.values():
         if "skip_gain" in arrays:
             arrays["skip_gain"] = jnp.ones(())
-    image = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
+    image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
     images = jnp.tile(image, (400, 1, 1, 1))
     outputs, _ = jax.jit(
         lambda key, images: model.apply(params, {}, key, images, is_training=True)
@@ -128,6 +150,33 @@ def test_stochastic_depth_drops_branches_at_rates_that_grow_with_depth():
         error = np.abs(outputs[stage] - kept[stage]).max(axis=(1, 2, 3))
         whole = error < 1e-3 * np.abs(kept[stage]).max()
         np.testing.assert_allclose(whole.mean(), rate, atol=0.04 * (rate < 1))
+
+
+def test_random_numbers_are_those_of_documented_keys():
+    rng, index = jax.random.key(3), jnp.arange(32)
+    key = hk.transform(hk.next_rng_key).apply({}, rng)
+    images = jnp.tile(jax.random.normal(jax.random.key(1), (1, 16, 16, 3)), (32, 1, 1, 1))
+    model = nfnets.create_model("nfnet_tiny", 2, stochdepth_rate=0.9, drop_rate=0.5)
+    params, _ = model.init(jax.random.key(0), images)
+    params = jax.tree.map(lambda x: x + 1 if x.ndim == 0 else x, params)
+    evaluated, outputs = jax.jit(
+        lambda p, x: [model.apply(p, {}, rng, x, train)[0] for train in (False, True)]
+    )(params, images)
+    head = params["NFNet/~/linear"]
+
+    # Evaluation ignores the key, and dropout follows `pool`.
+    logits = evaluated["pool"] @ head["w"] + head["b"]
+    np.testing.assert_allclose(evaluated["logits"], logits, rtol=1e-4, atol=1e-6)
+    keys = layers.example_keys(jax.random.fold_in(key, 1), index)
+    logits = layers.dropout(outputs["pool"], 0.5, keys) @ head["w"] + head["b"]
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-4, atol=1e-6)
+
+    # Block 1 of 5, the second stage, is dropped at the rate 0.9 / 5.
+    keys = layers.example_keys(jax.random.fold_in(key, 0), index)
+    keep = jnp.stack([jax.random.uniform(k, (5,))[1] for k in keys]) >= 0.9 / 5
+    assert 0 < keep.sum() < 32
+    error = jnp.abs(outputs["stage_2"] - evaluated["stage_2"]).max(axis=(1, 2, 3))
+    np.testing.assert_array_equal(error < 1e-4, keep)
 
 
 def test_randomness_follows_the_example_not_its_place():

@@ -64,7 +64,7 @@ def test_mistakes_are_named(tiny, tmp_path):
     write_safetensors(micro, to_timm(micro_params()), {})
     for file, arguments, message in (
         (path, [f"--class_names={names}"], "2 class names for 7 classes"),
-        (path, ["--class_names=nowhere"], "cannot read the class names in nowhere"),
+        (path, ["--class_names=nowhere"], "cannot read nowhere: No such file"),
         (path, ["--model=nfnet_f0"], "does not fit the model: .* missing"),
         (path, ["--model=nfnet_g0"], "unknown model 'nfnet_g0'"),
         (path, ["--to=timm"], "cannot convert .* from haiku to timm"),

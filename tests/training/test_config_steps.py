@@ -14,7 +14,7 @@ from nfnets.training.step import AXIS, make_train_step
 
 CONFIGS = sorted(path.stem for path in pathlib.Path("configs").glob("[!_]*.py"))
 # Tracing hundreds of arrays takes long.
-DEEP = {f"nfnet_f{number}" for number in range(2, 8)} | {"nfnet_f6_sam"}
+DEEP = {f"nfnet_f{number}" for number in range(1, 8)} | {"nfnet_f6_sam"}
 
 
 def step_and_arguments(name):

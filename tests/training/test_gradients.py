@@ -168,7 +168,8 @@ def test_bfloat16_steps_stay_near(sharpness_aware_run):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("remat", ["block", pytest.param("stage", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("remat", ["block", "stage"])
 def test_rematerialization_changes_nothing(remat):
     expected, final = run_steps(1)
     history, state = run_steps(1, model__remat=remat)

@@ -39,6 +39,7 @@ def choose(config, model, monkeypatch, limit):
     return chosen.train.microbatch, lines
 
 
+@pytest.mark.long
 def test_more_images_at_a_time_need_more_memory(config, model):
     few, many = (
         microbatch.planned_bytes(with_microbatch(config, size), model) for size in (16, 128)

@@ -38,7 +38,9 @@ def single_device_run():
 
 
 @pytest.mark.parametrize(
-    ("devices", "microbatch"), [(4, None), (2, 2), (1, 4)], ids=["4x4", "2x4x2", "1x4x4"]
+    ("devices", "microbatch"),
+    [(4, None), (2, 2), pytest.param(1, 4, marks=pytest.mark.long)],
+    ids=["4x4", "2x4x2", "1x4x4"],
 )
 def test_one_trajectory_however_the_batch_is_divided(
     single_device_run, devices, microbatch

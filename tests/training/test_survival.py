@@ -69,7 +69,13 @@ def test_a_second_run_in_the_workdir_is_refused(place, tmp_path):
     assert train(tmp_path, train__steps=3) == 0
 
 
-@pytest.mark.parametrize("error", [UserError("the input failed"), MemoryError("full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("the input failed"),
+        pytest.param(MemoryError("full"), marks=pytest.mark.survival),
+    ],
+)
 def test_an_error_saves_the_last_finished_step(undisturbed, tmp_path, monkeypatch, error):
     """In the middle of the input, or in the evaluation after step 20."""
 
