@@ -50,7 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}; {hint}")
-    return importlib.import_module(f"nfnets.tools.{command}").main(rest)
+    try:
+        return importlib.import_module(f"nfnets.tools.{command}").main(rest)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "nfnets"):
+            raise
+        raise UserError(
+            f"nfnets {command} needs {package}; pip install 'nfnets[train,tfds]'"
+        ) from error
 
 
 def entry_point() -> None:

@@ -11,14 +11,22 @@ import pathlib
 import re
 import sys
 import traceback
-from typing import Any, NoReturn
-
-import ml_collections
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nfnets.errors import UserError
 from nfnets.files import local_path
 
+if TYPE_CHECKING:
+    import ml_collections
+
 _OVERRIDE = "--config."
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are not None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             prog=f"nfnets {command}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -64,12 +72,12 @@ class ConfigParser(Parser):
             "--config",
             metavar="FILE",
             help="a Python file with get_config(), such as configs/digits.py, or the "
-            "config.json of a run (default: that of --workdir)",
+            "config.json of a run; may be omitted where --workdir has one",
         )
 
     def parse(
         self, arguments: Sequence[str] | None = None
-    ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    ) -> "tuple[argparse.Namespace, ml_collections.ConfigDict]":
         """Parses a command line.
 
         Args:
@@ -121,7 +129,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+def load_config(path: str | os.PathLike[str]) -> "ml_collections.ConfigDict":
     """Returns the config of a Python file (its `get_config()`) or of a run's config.json.
 
     Raises:
@@ -165,7 +173,7 @@ def _config_mistake(error: Exception) -> str:
     return _unknown_field(default_config(), field[1])
 
 
-def _load_json(file: pathlib.Path) -> ml_collections.ConfigDict:
+def _load_json(file: pathlib.Path) -> "ml_collections.ConfigDict":
     from nfnets.training.config import default_config
 
     try:
@@ -187,7 +195,7 @@ def _load_json(file: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-def _settable(config: ml_collections.ConfigDict) -> set[str]:
+def _settable(config: "ml_collections.ConfigDict") -> set[str]:
     """Returns the names of all fields, open mappings such as `train.ema` included."""
     names = set(field_names(config))
     for key, section in config.items():
@@ -196,7 +204,7 @@ def _settable(config: ml_collections.ConfigDict) -> set[str]:
     return names
 
 
-def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+def apply_overrides(config: "ml_collections.ConfigDict", overrides: Sequence[str]) -> None:
     """Sets fields of a config in place; their types and ranges are checked by `resolve`.
 
     Args:
@@ -224,7 +232,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
             section[field] = _parse_value(text, current)
 
 
-def _find_section(config: ml_collections.ConfigDict, names: Sequence[str]) -> Any:
+def _find_section(config: "ml_collections.ConfigDict", names: Sequence[str]) -> Any:
     section: Any = config
     for name in names:
         if not _is_section(section) or name not in section:
@@ -247,10 +255,12 @@ def _parse_value(text: str, current: Any) -> Any:
 
 
 def _is_section(value: Any) -> bool:
+    import ml_collections  # not among the core dependencies
+
     return isinstance(value, ml_collections.ConfigDict)
 
 
-def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
+def _unknown_field(config: "ml_collections.ConfigDict", name: str) -> str:
     field = name.split(".")[-1]
 
     def similarity(known: str) -> float:
@@ -262,7 +272,7 @@ def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
     return f"unknown field {_OVERRIDE}{name}; did you mean {_OVERRIDE}{nearest}?"
 
 
-def field_names(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+def field_names(config: "ml_collections.ConfigDict", prefix: str = "") -> list[str]:
     """Returns the names `section.field` of a config's fields."""
     names: list[str] = []
     for key, value in config.items():

@@ -125,7 +125,8 @@ class Checkpoints:
                         {**provenance.as_json(), "checksums": sums}
                     ),
                 ),
-                metrics=dict(metrics) if metrics else None,
+                # Without the metric, Orbax could not rank the checkpoint.
+                metrics=dict(metrics) if metrics and BEST_METRIC in metrics else None,
             )
             self._pending = step
 

@@ -21,6 +21,14 @@ def test_newest_and_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).all_steps() == [2, 4, 5]
 
 
+def test_metrics_without_the_best_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1)
+    for step in (1, 2):
+        checkpoints.save(small_state(step), PROVENANCE, {"eval/loss": 0.5})
+    checkpoints.close()
+    assert Checkpoints(tmp_path).all_steps() == [2]
+
+
 def test_a_saved_state_is_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest_step() is None
