@@ -22,6 +22,7 @@ def test_row_of_a_model():
     assert 36 * 112**2 < row.activations < 10 * 36 * 112**2
 
 
+@pytest.mark.long
 def test_memory_grows_by_the_images_activations():
     model = nfnets.create_model("nfnet_tiny", widths=(64,), depths=(1,), strides=(2,))
     few, many = (summarize(model, batch_size=size).step_bytes for size in (8, 64))
