@@ -174,7 +174,7 @@ def _config_mistake(error: Exception) -> str:
 
 
 def _load_json(file: pathlib.Path) -> "ml_collections.ConfigDict":
-    from nfnets.training.config import FORMER_DEFAULTS, default_config
+    from nfnets.training.config import default_config
 
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -183,7 +183,6 @@ def _load_json(file: pathlib.Path) -> "ml_collections.ConfigDict":
     config = default_config()
     if not isinstance(stored, dict):
         raise UserError(f"--config: {file} is not the config.json of a run")
-    apply_overrides(config, [f"{name}={value}" for name, value in FORMER_DEFAULTS.items()])
     for key, value in stored.items():
         is_section = _is_section(config.get(key)) and isinstance(value, dict)
         for name, entry in value.items() if is_section else ((None, value),):

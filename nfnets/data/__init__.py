@@ -1,7 +1,6 @@
 """Datasets and batches of decoded, cropped images."""
 
 from nfnets.data.batches import EvalBatch, TrainBatch, eval_batches, train_batches
-from nfnets.data.checks import check_files
 from nfnets.data.images import CropOptions, decode, preprocess_eval
 from nfnets.data.layout import HostShard
 from nfnets.data.pipeline import BatchIterator
@@ -20,7 +19,6 @@ __all__ = [
     "Retries",
     "TrainBatch",
     "UnreadableRecordError",
-    "check_files",
     "decode",
     "eval_batches",
     "open_dataset",

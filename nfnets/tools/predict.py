@@ -21,12 +21,11 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from absl import logging
 import numpy as np
 
 from nfnets import cli
 from nfnets.data.images import EVAL_METHODS, decode, preprocess_eval
-from nfnets.data.sources import listing
+from nfnets.data.sources.folder import EXTENSIONS
 from nfnets.errors import UserError
 from nfnets.tools.extract import extract, step
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     from nfnets.inference import Classifier
 
-_SHOWN_FILES = 5  # of those that are left out
 _MAX_PATH_WIDTH = 60  # of the table's first column, characters
 
 
@@ -76,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.weights is None) == (options.workdir is None):
         raise UserError("give either --weights=FILE or --workdir=DIR")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    paths = find_images(options.images, lambda line: print(line, file=sys.stderr))
+    paths = find_images(options.images)
     # Imported only now: mistakes in the command line are reported at once.
     from nfnets.cpu import memory
     from nfnets.inference import load_classifier, make_classifier
@@ -94,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = model_of(info, options.workdir)
         classifier = make_classifier(model, params, state, info)
     memory.keep_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     skipped = []
 
     def skip(path: str, reason: str) -> None:
@@ -108,14 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if not skipped else 1 if len(skipped) < len(paths) else 2
 
 
-def find_images(
-    names: Iterable[str], on_left_out: Callable[[str], object] = logging.warning
-) -> list[str]:
+def find_images(names: Iterable[str]) -> list[str]:
     """Returns files as they are, and folders replaced by the image files at any depth.
-
-    Args:
-      names: of files and folders.
-      on_left_out: receives one line for each folder that has other files.
 
     Raises:
       UserError: a folder has no images.
@@ -125,15 +117,13 @@ def find_images(
         if not os.path.isdir(name):
             paths.append(name)
             continue
-        try:
-            inside, left_out = listing.find_images(name)
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-        if left_out:
-            shown = [os.path.relpath(path, name) for path in left_out[:_SHOWN_FILES]]
-            on_left_out(listing.describe_left_out(name, shown, len(left_out)))
+        inside = sorted(
+            str(path)
+            for path in pathlib.Path(name).rglob("*")
+            if path.suffix.lower() in EXTENSIONS and path.is_file()
+        )
         if not inside:
-            raise UserError(f"the folder {name} has no image files")
+            raise UserError(f"the folder {name} has no {'/'.join(EXTENSIONS)} files")
         paths += inside
     return paths
 
@@ -165,8 +155,6 @@ def predict(
             f"the weights need the unknown preprocessing {method!r}; known: "
             f"{', '.join(EVAL_METHODS)}"
         )
-    apply_exif = bool(classifier.info.apply_exif)
-    load = functools.partial(_load, size=size, method=method, apply_exif=apply_exif)
     batch_size = min(batch_size, max(1, len(paths)))
     compiled: Callable[[Any], Any] = classifier.compile()
     pending: tuple[list[str], jax.Array] | None = None
@@ -175,7 +163,7 @@ def predict(
             chunk = paths[start : start + batch_size]
             good: list[str] = []
             batch = np.zeros((batch_size, size, size, 3), np.uint8)
-            images = pool.map(load, chunk)
+            images = pool.map(functools.partial(_load, size=size, method=method), chunk)
             for path, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
                     on_error(path, image)
@@ -190,11 +178,10 @@ def predict(
             yield from _finish(classifier, *pending, top)
 
 
-def _load(path: str, size: int, method: str, apply_exif: bool) -> np.ndarray | str:
+def _load(path: str, size: int, method: str) -> np.ndarray | str:
     """Returns a preprocessed image, or the reason why there is none."""
     try:
-        image = decode(pathlib.Path(path).read_bytes(), apply_exif=apply_exif)
-        return preprocess_eval(image, size, method)
+        return preprocess_eval(decode(pathlib.Path(path).read_bytes()), size, method)
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:

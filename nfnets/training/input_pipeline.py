@@ -46,7 +46,7 @@ def open_config_dataset(
       UserError: the dataset is unknown, missing or unusable.
     """
     try:
-        dataset = data.open_dataset(
+        return data.open_dataset(
             config.data.source,
             data_dir=config.data.dir,
             train_split=config.data.train_split,
@@ -54,12 +54,7 @@ def open_config_dataset(
             num_classes=config.model.num_classes,
             index_dir=None if workdir is None else str(workdir),
             splits=splits,
-            eval_fraction=config.data.eval_fraction,
-            seed=config.seed,
-            log=lambda line: log(f"data      {line}"),
         )
-        data.check_files(dataset.evaluation)
-        return dataset
     except UserError as error:
         if not or_fake:
             raise
@@ -107,8 +102,6 @@ def train_batches(
         prefetch=config.data.prefetch,
         max_bad_records=config.data.max_bad_records,
         bad_records_so_far=bad_records,
-        sampling=config.data.sampling,
-        apply_exif=config.data.apply_exif,
     )
 
 
@@ -124,7 +117,6 @@ def eval_batches(config: Config, dataset: Dataset) -> BatchIterator[EvalBatch]:
         batch_size=config.eval.batch_size,
         image_size=config.eval.image_size,
         preprocessing=config.eval.preprocessing,
-        apply_exif=config.data.apply_exif,
         shard=host_shard(),
         threads=config.data.threads,
         workers=config.data.workers,

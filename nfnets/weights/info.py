@@ -25,7 +25,6 @@ class WeightsInfo:
       stddev_rgb: divides each channel after that.
       preprocessing: `resize_crop_32`, `crop_resize` or `resize`; see
         `nfnets.data.preprocess_eval`.
-      apply_exif: whether images are turned by their EXIF orientation first; None: no.
       source: where the weights come from, free text.
       checksum: SHA-256 of the tensors, filled in by `save_weights`.
     """
@@ -38,7 +37,6 @@ class WeightsInfo:
     mean_rgb: tuple[Annotated[float, "(-inf, inf)"], ...] | None = None
     stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     preprocessing: str | None = None
-    apply_exif: bool | None = None
     source: str | None = None
     checksum: str | None = None
 

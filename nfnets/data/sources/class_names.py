@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import unicodedata
 
 from absl import logging
 
@@ -32,7 +31,7 @@ def readable_names(
         path = pathlib.Path(folder, FILE_NAME)
         if path.is_file():
             names = _read(path)
-            if unknown := sorted(names.keys() - set(map(comparable, class_names))):
+            if unknown := sorted(names.keys() - set(class_names)):
                 logging.warning(
                     "%s: %d of %d lines match no class of the dataset, e.g. %r",
                     path,
@@ -40,21 +39,12 @@ def readable_names(
                     len(names),
                     unknown[0],
                 )
-            return tuple(names.get(comparable(name), name) for name in class_names)
+            return tuple(names.get(name, name) for name in class_names)
     return class_names
 
 
-def comparable(name: str) -> str:
-    """Returns the same string for class names that look the same.
-
-    Accents may be stored as part of a letter or as a character of their own, depending on
-    the file system that a folder was created on.
-    """
-    return unicodedata.normalize("NFC", name).strip()
-
-
 def _read(path: pathlib.Path) -> dict[str, str]:
-    """Returns the readable name of each class, given its `comparable` name."""
+    """Returns the readable name of each class in a file."""
     names = {}
     for number, line in enumerate(read_user_text(path).split("\n"), 1):
         if not line.strip():
@@ -66,5 +56,5 @@ def _read(path: pathlib.Path) -> dict[str, str]:
                 f"{path}, line {number}: expected a class and its readable name, "
                 f"got {line.strip()!r}"
             )
-        names[comparable(name)] = readable
+        names[name] = readable
     return names
