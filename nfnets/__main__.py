@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "show the content of a weights file",
     "models": "list the models",
     "summary": "count parameters, multiply-adds and memory of models",
+    "pods": "compile training steps for TPUs and GPUs that are not there",
     "prepare": "download and prepare a TFDS dataset",
     "preview": "draw augmented training images",
     "curves": "plot the metrics of runs",

@@ -71,8 +71,8 @@ class ConfigParser(Parser):
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="a Python file with get_config(), such as configs/digits.py, or the "
-            "config.json of a run; may be omitted where --workdir has one",
+            help="a recipe's name, such as digits, a Python file with get_config(), or "
+            "the config.json of a run; may be omitted where --workdir has one",
         )
 
     def parse(
@@ -89,9 +89,7 @@ class ConfigParser(Parser):
         Raises:
           UserError: an option, the file or a field is wrong.
         """
-        arguments = _join_values(sys.argv[1:] if arguments is None else arguments)
-        overrides = [a for a in arguments if a.startswith(_OVERRIDE)]
-        options = self.parse_args([a for a in arguments if a not in overrides])
+        options, overrides = self.split(arguments)
         path = options.config
         stored = pathlib.Path(getattr(options, "workdir", None) or "", "config.json")
         if path is None and getattr(options, "workdir", None) and stored.is_file():
@@ -101,8 +99,17 @@ class ConfigParser(Parser):
                 "--config=FILE.py is missing, for instance --config=configs/digits.py"
             )
         config = load_config(path)
-        apply_overrides(config, [a.removeprefix(_OVERRIDE) for a in overrides])
+        apply_overrides(config, overrides)
         return options, config
+
+    def split(
+        self, arguments: Sequence[str] | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Returns the options and the overrides of a command line, loading no config."""
+        arguments = _join_values(sys.argv[1:] if arguments is None else arguments)
+        overrides = [a for a in arguments if a.startswith(_OVERRIDE)]
+        options = self.parse_args([a for a in arguments if a not in overrides])
+        return options, [a.removeprefix(_OVERRIDE) for a in overrides]
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
@@ -130,12 +137,17 @@ def positive_int(text: str) -> int:
 
 
 def load_config(path: str | os.PathLike[str]) -> "ml_collections.ConfigDict":
-    """Returns the config of a Python file (its `get_config()`) or of a run's config.json.
+    """Returns the config of a file, or of a recipe of this package.
+
+    Args:
+      path: a Python file with `get_config()`, a run's config.json, or one of `recipes`.
 
     Raises:
       UserError: the file is missing or cannot be read, or sets an unknown field.
     """
     file = pathlib.Path(path)
+    if not file.is_file() and str(path) in recipes():
+        file = recipes()[str(path)]
     if not file.is_file():
         known = sorted(p.name for p in file.parent.glob("[!_]*.py"))
         hint = f"; that folder has {', '.join(known)}" if known else ""
@@ -162,6 +174,15 @@ def load_config(path: str | os.PathLike[str]) -> "ml_collections.ConfigDict":
             lines.append(error.lineno)
         place = f"{path}, line {lines[-1]}" if lines else path
         raise UserError(f"--config: {place}: {_config_mistake(error)}") from error
+
+
+def recipes() -> dict[str, pathlib.Path]:
+    """Returns name -> file of the recipes, installed or in this checkout."""
+    package = pathlib.Path(__file__).parent
+    folder = package / "configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
 
 
 def _config_mistake(error: Exception) -> str:

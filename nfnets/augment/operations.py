@@ -69,10 +69,25 @@ AUTOAUGMENT_TRANSLATE = 250
 # Blending factors are multiples of 1 / FACTOR_UNIT: 1.8 M / 10 + 0.1 = (9 M + 5) / 50.
 FACTOR_UNIT = 50
 
-# Values of `Bank.stretch`.
-NO_STRETCH, AUTO_CONTRAST, EQUALIZE = range(3)
-
-_STRETCH = {"AutoContrast": AUTO_CONTRAST, "Equalize": EQUALIZE}
+# Values of `Bank.kind`: operations of a kind share their code.
+KINDS = (
+    "Identity",
+    "table",
+    "AutoContrast",
+    "Equalize",
+    "Rotate",
+    "shift columns",
+    "shift rows",
+    "Color",
+    "Sharpness",
+    "Cutout",
+)
+_KIND_OF = {
+    "ShearX": "shift columns",
+    "TranslateX": "shift columns",
+    "ShearY": "shift rows",
+    "TranslateY": "shift rows",
+}
 _CUTOUT_PAD = 40  # half the side of Cutout's box at magnitude 10, pixels
 
 
@@ -111,23 +126,25 @@ class Bank:
     """Arguments of every kind of operation for S steps; None: no step is of that kind.
 
     Attributes:
-      has_table: bool [S], whether the step is a table operation.
-      tables: uint8 [S, 256], new level of each old one, the same for all channels.
-      stretch: int32 [S], `NO_STRETCH`, or `AUTO_CONTRAST` or `EQUALIZE`, whose tables
-        depend on the image and replace `tables`.
+      kind: int32 [S], position in `KINDS`.
+      tables: uint8 [S, 256], new level of each old one, the same for all channels; those
+        of AutoContrast and Equalize depend on the image and replace them.
       affine: source coordinates, pixels.
       color: int32 [S], factor of the blend with gray, in units of 1 / FACTOR_UNIT.
       sharpness: int32 [S], factor of the blend with the blur, in the same units.
       cutout: int32 [S], side of the gray box, pixels.
     """
 
-    has_table: np.ndarray | None
+    kind: np.ndarray
     tables: np.ndarray | None
-    stretch: np.ndarray | None
     affine: AffineTerms | None
     color: np.ndarray | None
     sharpness: np.ndarray | None
     cutout: np.ndarray | None
+
+    def kinds(self) -> list[int]:
+        """Returns the kinds among the steps, ascending."""
+        return sorted(set(self.kind.tolist()))
 
 
 def build_bank(steps: tuple[Step, ...], height: int, width: int, translate: int) -> Bank:
@@ -158,19 +175,22 @@ def build_bank(steps: tuple[Step, ...], height: int, width: int, translate: int)
         return np.where(names == name, values, neutral).astype(np.int32)
 
     terms = _affine_terms(steps, height, width, translate)
-    has_table = np.isin(names, TABLE_OPERATIONS)
     tables = np.stack([_gray_table(step, height * width) for step in steps])
-    stretch = np.array([_STRETCH.get(step.name, NO_STRETCH) for step in steps], np.int32)
     pads = (magnitudes / 10 * _CUTOUT_PAD).astype(np.int32)
     return Bank(
-        has_table=has_table if has_table.any() else None,
-        tables=tables if has_table.any() else None,
-        stretch=stretch if stretch.any() else None,
+        kind=np.array([KINDS.index(_kind(step)) for step in steps], np.int32),
+        tables=tables if used.intersection(TABLE_OPERATIONS) else None,
         affine=terms if used.intersection(GEOMETRIC) else None,
         color=argument("Color", factors, FACTOR_UNIT),
         sharpness=argument("Sharpness", factors, FACTOR_UNIT),
         cutout=argument("Cutout", 2 * pads, 0),
     )
+
+
+def _kind(step: Step) -> str:
+    if step.name in KINDS:
+        return step.name
+    return _KIND_OF.get(step.name, "table")
 
 
 def blend_factor(magnitude: Magnitude) -> Magnitude:

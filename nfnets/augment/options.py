@@ -30,6 +30,9 @@ class AugmentOptions:
       scale_translation: scale the shifts of RandAugment and AutoAugment with the image,
         from the published pixels at 224 px; False: the published pixels at any size, which
         move small images out of sight.
+      gathers: how RandAugment and AutoAugment pick pixels, which changes no result: by
+        gathers for the whole batch, or without them, one image at a time; None: without
+        them on TPUs, where gathers take longer than the network.
 
     Raises:
       UserError: a field is out of range, a stage is unknown or repeated, or RandAugment
@@ -46,6 +49,7 @@ class AugmentOptions:
     autoaugment: bool = False
     cutout_size: int = 0
     scale_translation: bool = False
+    gathers: bool | None = None
 
     def __post_init__(self) -> None:
         # Configs read from JSON hold a list, which is not hashable.

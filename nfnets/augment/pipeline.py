@@ -131,7 +131,11 @@ def _apply_stage(
             )
         case "distort" if options.autoaugment:
             images = policies.auto_augment(
-                key, images, example_index, options.scale_translation
+                key,
+                images,
+                example_index,
+                scale_translation=options.scale_translation,
+                gathers=options.gathers,
             )
         case "distort" if options.randaugment_layers:
             images = policies.rand_augment(
@@ -141,6 +145,7 @@ def _apply_stage(
                 layers=options.randaugment_layers,
                 magnitude=options.randaugment_magnitude,
                 scale_translation=options.scale_translation,
+                gathers=options.gathers,
             )
         case "cutout" if options.cutout_size:
             images = policies.random_cutout(key, images, example_index, options.cutout_size)

@@ -3,12 +3,15 @@
 Axis letters: N images, L layers, D draws, S steps, P sub-policies, H height, W width.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets.augment import draws, kernels
+from nfnets.augment import draws, kernels, one_by_one
 from nfnets.augment import operations as ops
+from nfnets.platform import target_platform
 
 # Images for which the published translations are meant, pixels.
 _PUBLISHED_SIZE = 224
@@ -53,6 +56,7 @@ def rand_augment(
     layers: int,
     magnitude: int,
     scale_translation: bool = False,
+    gathers: bool | None = None,
 ) -> jax.Array:
     """Applies RandAugment: in each layer one of sixteen operations, drawn uniformly.
 
@@ -66,6 +70,7 @@ def rand_augment(
       layers: L, operations per image.
       magnitude: of all operations, 0 to 30.
       scale_translation: see `AugmentOptions`.
+      gathers: see `AugmentOptions`.
 
     Returns:
       uint8 [N, 3, H, W].
@@ -76,13 +81,19 @@ def rand_augment(
     bank = ops.build_bank(steps, height, width, translate)
     bits = draws.example_bits(key, example_index, 4 * layers)
     choice, sign, row, column = bits.reshape(-1, layers, 4).transpose(2, 1, 0)  # [4, L, N]
-    return kernels.apply_steps(
+    return _apply_steps(gathers)(
         images,
         bank,
         step=draws.below(choice, len(steps)),
         negative=draws.below(sign, 2),
         center=jnp.stack([draws.below(row, height), draws.below(column, width)], axis=-1),
     )
+
+
+def _apply_steps(gathers: bool | None) -> Callable[..., jax.Array]:
+    if gathers is None:
+        gathers = target_platform() != "tpu"
+    return kernels.apply_steps if gathers else one_by_one.apply_steps
 
 
 def _translation(published: int, width: int, is_scaled: bool) -> int:
@@ -94,7 +105,9 @@ def auto_augment(
     key: jax.Array,
     images: jax.Array,
     example_index: jax.Array,
+    *,
     scale_translation: bool = False,
+    gathers: bool | None = None,
 ) -> jax.Array:
     """Applies AutoAugment: one sub-policy per image, drawn uniformly.
 
@@ -108,6 +121,7 @@ def auto_augment(
       images: uint8 [N, 3, H, W].
       example_index: int32 [N], positions in the global batch.
       scale_translation: see `AugmentOptions`.
+      gathers: see `AugmentOptions`.
 
     Returns:
       uint8 [N, 3, H, W].
@@ -128,7 +142,7 @@ def auto_augment(
     bits = draws.example_bits(key, example_index, 5).T
     policy = draws.below(bits[0], len(AUTOAUGMENT_POLICY))
     applied = draws.below(bits[1:3], 10) < jnp.asarray(tenths)[policy].T
-    return kernels.apply_steps(
+    return _apply_steps(gathers)(
         images,
         bank,
         step=jnp.where(applied, jnp.asarray(position)[policy].T, 0),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from nfnets.cpu import gelu as cpu_gelu
 from nfnets.errors import UserError
-from nfnets.models.platform import target_platform
+from nfnets.platform import target_platform
 
 Activation = Callable[[jax.Array], jax.Array]
 

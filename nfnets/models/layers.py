@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from nfnets.cpu import convolution as cpu_convolution
 from nfnets.errors import UserError
 from nfnets.models import initializers
-from nfnets.models.platform import target_platform
 from nfnets.models.spec import WeightEpsRule
+from nfnets.platform import target_platform
 
 
+@jax.named_scope("standardize_weight")
 def standardize_weight(
     weight: jax.Array, gain: jax.Array, eps: float, eps_rule: WeightEpsRule
 ) -> jax.Array:

@@ -27,7 +27,7 @@ from nfnets import cli
 from nfnets.errors import UserError
 from nfnets.files import local_path, write_atomically, write_text_atomically
 from nfnets.inference import Classifier, load_classifier
-from nfnets.models.platform import compile_for
+from nfnets.platform import compile_for
 
 MODEL_FILE = "model.stablehlo"
 INFO_FILE = "model.json"

@@ -91,7 +91,10 @@ def forward(
     index = batch["example_index"]
     targets = jax.nn.one_hot(batch["labels"], config.model.num_classes)
     targets = optax.smooth_labels(targets, config.train.label_smoothing)
-    images, targets = augment(augment_key, batch["images"], targets, index, config.augment)
+    with jax.named_scope("augment"):
+        images, targets = augment(
+            augment_key, batch["images"], targets, index, config.augment
+        )
     outputs, net_state = model.apply(
         params, net_state, model_key, normalize_images(images), True, index
     )

@@ -14,7 +14,7 @@ from nfnets.training.state import Network, build_optimizer, create_state, initia
 from nfnets.training.step import batch_shapes, make_train_step, map_train_step
 
 # The plan leaves out the next batch, evaluation and the allocator's gaps.
-_USABLE_SHARE = 0.85
+USABLE_SHARE = 0.85
 # Of the host, which is shared with other programs.
 _USABLE_SHARE_OF_HOST = 0.6
 
@@ -140,7 +140,7 @@ def usable_bytes() -> int:
     devices = jax.local_devices()
     stats = devices[0].memory_stats()
     if stats is not None and "bytes_limit" in stats:
-        return int(stats["bytes_limit"] * _USABLE_SHARE)
+        return int(stats["bytes_limit"] * USABLE_SHARE)
     return int(_host_bytes() * _USABLE_SHARE_OF_HOST) // len(devices)
 
 

@@ -12,6 +12,7 @@ import optax
 from nfnets import imports, schema
 from nfnets.models import Params, State, create_model
 from nfnets.optim import create_optimizer, create_schedule
+from nfnets.platform import target_platform
 from nfnets.training.config import Config
 from nfnets.training.distributed import log
 from nfnets.weights import WeightsInfo
@@ -138,12 +139,10 @@ def compute_dtype(config: Config) -> str:
     """Returns `model.compute_dtype`, with "auto" resolved for this process's devices."""
     if config.model.compute_dtype != "auto":
         return config.model.compute_dtype
-    device = jax.devices()[0]
+    platform = target_platform()
     # GPUs have tensor cores for bfloat16 since compute capability 8.0.
-    is_fast = device.platform == "tpu" or (
-        device.platform == "gpu"
-        and float(getattr(device, "compute_capability", "8.0")) >= 8.0
-    )
+    capability = float(getattr(jax.devices()[0], "compute_capability", "8.0"))
+    is_fast = platform == "tpu" or (platform in ("gpu", "cuda") and capability >= 8.0)
     return "bfloat16" if is_fast else "float32"
 
 

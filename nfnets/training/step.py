@@ -3,7 +3,7 @@
 Axis letters: D local devices, N examples per device, H height, W width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -69,12 +69,13 @@ def make_train_step(
         grads, net_state, metrics = gradient(state.params, state.net_state, keys, batch)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         net_state = _average_statistics(net_state)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = {
-            name: update_ema(state.ema[name], (params, net_state), decay, state.step)
-            for name, decay in config.train.ema_decays.items()
-        }
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = {
+                name: update_ema(state.ema[name], (params, net_state), decay, state.step)
+                for name, decay in config.train.ema_decays.items()
+            }
         metrics |= {
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "gradient_norm": optax.tree.norm(grads),
@@ -108,10 +109,14 @@ def _clipping_metrics(opt_state: Any) -> Metrics:
     return metrics
 
 
-def map_train_step(step: TrainStep) -> Any:
-    """Maps a train step over all devices; the buffers of its state are donated.
+def map_train_step(step: TrainStep, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Maps a train step over devices; the buffers of its state are donated.
 
     The state is replicated; batches have a leading axis of local devices.
+
+    Args:
+      step: from `make_train_step`.
+      devices: None: all of them.
     """
     return jax.pmap(
         step,
@@ -119,6 +124,7 @@ def map_train_step(step: TrainStep) -> Any:
         in_axes=(None, 0),
         out_axes=(None, None),
         donate_argnums=0,
+        devices=devices,
     )
 
 
@@ -127,9 +133,17 @@ def map_eval_step(step: Callable[..., Metrics]) -> Callable[..., Metrics]:
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
 
 
-def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns name -> shape [D, N, ...] and dtype of this process's part of a batch."""
-    shape = (jax.local_device_count(), config.data.batch_size // jax.device_count())
+def batch_shapes(
+    config: Config, num_devices: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns name -> shape [D, N, ...] and dtype of this process's part of a batch.
+
+    Args:
+      config: resolved.
+      num_devices: of a single process that has the whole batch; None: those there are.
+    """
+    local = num_devices or jax.local_device_count()
+    shape = (local, config.data.batch_size // (num_devices or jax.device_count()))
     size = config.data.image_size
     return {
         "images": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),

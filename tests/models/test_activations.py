@@ -7,7 +7,7 @@ import pytest
 
 from nfnets.errors import UserError
 from nfnets.models import activations
-from nfnets.models.platform import compile_for
+from nfnets.platform import compile_for
 
 
 @pytest.mark.parametrize("name", activations.names())

@@ -7,7 +7,7 @@ import pytest
 
 import nfnets
 from nfnets.models.layers import conv2d
-from nfnets.models.platform import compile_for, target_platform
+from nfnets.platform import compile_for, target_platform
 from tests import reference
 
 
