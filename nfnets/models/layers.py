@@ -4,6 +4,8 @@ Axis letters: N examples, H height, W width, C channels, O output channels. Imag
 feature maps are [N, H, W, C], convolution weights [kernel H, kernel W, C / groups, O].
 """
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from nfnets.models.spec import WeightEpsRule
 from nfnets.platform import target_platform
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 @jax.named_scope("standardize_weight")
 def standardize_weight(
     weight: jax.Array, gain: jax.Array, eps: float, eps_rule: WeightEpsRule
@@ -36,18 +39,58 @@ def standardize_weight(
     Returns:
       float32, of the shape of `weight`.
     """
-    # In two dimensions and with a single scale per unit it takes fewer passes over the
-    # weight, and XLA's CPU backend computes the sums of the gradient ten times faster.
-    units = weight.astype(jnp.float32).reshape(-1, weight.shape[-1])
+    units = _units(weight)
+    mean, inverse, _ = _moments(units, eps, eps_rule)
+    scale = inverse * gain
+    return (units * scale - mean * scale).reshape(weight.shape)
+
+
+@standardize_weight.defjvp
+@jax.named_scope("standardize_weight")
+def _standardize_weight_jvp(
+    eps: float,
+    eps_rule: WeightEpsRule,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """The derivative, written so that the gradient reads the weight twice.
+
+    Derived by JAX, it takes a pass more, for sums that are zero: on a TPU v3, a 1x1
+    convolution's weight takes 1.5 times as long.
+    """
+    (weight, gain), (weight_dot, gain_dot) = primals, tangents
+    units, units_dot = _units(weight), _units(weight_dot)
+    mean, inverse, is_free = _moments(units, eps, eps_rule)
+    scale = inverse * gain
+    centered = units - mean
+    # Of 1 / sqrt(variance x fan-in); a constant at its bound.
+    inverse_dot = jnp.where(is_free, -(inverse**3), 0) * jnp.sum(centered * units_dot, 0)
+    scale_dot = inverse * gain_dot + gain * inverse_dot
+    outputs_dot = scale * (units_dot - jnp.mean(units_dot, axis=0)) + centered * scale_dot
+    outputs = units * scale - mean * scale
+    return outputs.reshape(weight.shape), outputs_dot.reshape(weight.shape)
+
+
+def _units(weight: jax.Array) -> jax.Array:
+    """Returns float32 [fan-in, O].
+
+    In two dimensions, XLA's CPU backend computes the gradient's sums ten times faster.
+    """
+    return weight.astype(jnp.float32).reshape(-1, weight.shape[-1])
+
+
+def _moments(
+    units: jax.Array, eps: float, eps_rule: WeightEpsRule
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns mean, 1 / sqrt(variance x fan-in), and where that is not at its bound."""
     fan_in = units.shape[0]
     mean = jnp.mean(units, axis=0)
     variance = jnp.mean(jnp.square(units - mean), axis=0)
     if eps_rule == "added":
-        bounded = (variance + eps) * fan_in
-    else:
-        bounded = jnp.maximum(variance * fan_in, eps)
-    scale = jax.lax.rsqrt(bounded) * gain
-    return (units * scale - mean * scale).reshape(weight.shape)
+        is_free = jnp.ones_like(variance, bool)
+        return mean, jax.lax.rsqrt((variance + eps) * fan_in), is_free
+    total = variance * fan_in
+    return mean, jax.lax.rsqrt(jnp.maximum(total, eps)), total > eps
 
 
 def conv2d(
@@ -190,8 +233,8 @@ class WSConv2D(Conv2D):
         gain = hk.get_parameter("gain", units, init=jnp.ones)
         bias = hk.get_parameter("bias", units, init=jnp.zeros)
         # The gradient would store two more arrays of the weight's size.
-        standardize = jax.checkpoint(standardize_weight, static_argnums=(2, 3))
-        weight = standardize(weight, gain, self.eps, self.eps_rule).astype(inputs.dtype)
+        weight = standardize_weight(weight, gain, self.eps, self.eps_rule)
+        weight = weight.astype(inputs.dtype)
         outputs = conv2d(inputs, weight, self.stride, self.groups)
         return outputs + bias.astype(outputs.dtype)
 
