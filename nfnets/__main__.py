@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "show the content of a weights file",
     "models": "list the models",
     "summary": "count parameters, multiply-adds and memory of models",
+    "check": "check a folder of images before a training",
     "prepare": "download and prepare a TFDS dataset",
     "preview": "draw augmented training images",
     "curves": "plot the metrics of runs",
