@@ -35,6 +35,7 @@ from nfnets.data.sources.retries import retry
 from nfnets.errors import UserError
 
 _SHOWN_CLASSES = 20
+_SHOWN_COPIES = 4
 _SMALL_SIDE = 32  # pixels
 _LONG_ASPECT = 5
 _SECONDS_BETWEEN_LINES = 5.0
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Damaged files are reported below, by name.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     has_eval_folder = find_eval_root(root, options.eval_split).is_dir()
-    files, remarks = read_files(root)
+    files, remarks = read_files(root, options.eval_split)
     for line in (
         *describe_files(files, root, options.show),
         *(f"\n{line}" for line in remarks),
@@ -103,8 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if obstacles else 0
 
 
-def read_files(root: pathlib.Path) -> tuple[list[ImageFile], list[str]]:
+def read_files(root: pathlib.Path, eval_split: str) -> tuple[list[ImageFile], list[str]]:
     """Reads and decodes every image of a folder once, with all cores.
+
+    Args:
+      root: the folder.
+      eval_split: name of a split's folder, beside the usual names.
 
     Returns:
       The images in the order of their paths, and lines about files that are left out.
@@ -114,7 +119,8 @@ def read_files(root: pathlib.Path) -> tuple[list[ImageFile], list[str]]:
     """
     jobs: list[tuple[str, str, str]] = []
     remarks: list[str] = []
-    splits = [name for name in class_folders(root) if name.lower() in SPLIT_NAMES]
+    usual = (*SPLIT_NAMES, eval_split)
+    splits = [n for n in class_folders(root) if n in usual or n.lower() in usual]
     for split in splits or [""]:
         try:
             files = scan(root / split)
@@ -154,8 +160,14 @@ def describe_files(
             groups[file.digest].append(file)
     within, across = [], []
     for group in groups.values():
-        line = " = ".join(file.path for file in group)
-        if len({file.split for file in group}) > 1:
+        splits: dict[str, ImageFile] = {}
+        for file in group:
+            splits.setdefault(file.split, file)
+        shown = [*splits.values(), *(f for f in group if f not in splits.values())]
+        line = " = ".join(file.path for file in shown[:_SHOWN_COPIES])
+        if group[_SHOWN_COPIES:]:
+            line += f" and {len(group) - _SHOWN_COPIES:,} more"
+        if len(splits) > 1:
             across.append(line)
         elif len(group) > 1:
             within.append(line)
@@ -260,8 +272,8 @@ def _describe_classes(files: Sequence[ImageFile]) -> Iterable[str]:
     width = max(len(text) for text in ("class", total, *shown))
     yield f"\n{'class':<{width}}" + "".join(f"{s or 'images':>12}" for s in splits)
     for name in shown:
-        cells = (f"{counts[name, s]:>12,}" if name != "..." else " " * 12 for s in splits)
-        yield f"{name:<{width}}" + "".join(cells).rstrip()
+        cells = "" if name == "..." else "".join(f"{counts[name, s]:>12,}" for s in splits)
+        yield f"{name:<{width}}{cells}".rstrip()
     sums = Counter(f.split for f in files)
     yield f"{total:<{width}}" + "".join(f"{sums[s]:>12,}" for s in splits)
 

@@ -84,6 +84,10 @@ def test_what_would_stop_a_training(photos, capsys):
     assert f"ERROR: 2 unreadable images in {photos}/train, more than data.max" in text
     code, text = run(photos / "train", capsys)
     assert code == 1 and "2 unreadable images" in text and "evaluation may get" in text
+    (photos / "val").rename(photos / "holdout")
+    code, text = run(photos, capsys, "--eval_split=holdout")
+    assert code == 0 and "holdout" in text.splitlines()[2]
+    (photos / "holdout").rename(photos / "val")
     (photos / "val/cat/cut.png").write_bytes(encoded(picture(), ".png")[:-50])
     (photos / "val/ape").mkdir()
     code, text = run(photos, capsys)
