@@ -226,6 +226,7 @@ def test_a_folder_of_images_trains_and_bad_ones_are_counted(image_folder, tmp_pa
     provenance = checkpoints.read_provenance(2)
     assert provenance.class_names == ("cat", "dog")
     assert provenance.bad_records == 1
+    assert provenance.num_train == 12
     with pytest.raises(UserError, match=r"max_bad_records=0.*cat/0.jpg"):
         config = folder_config(image_folder, data__max_bad_records=0)
         loop.train(config, str(tmp_path / "other"))
@@ -240,6 +241,7 @@ def test_an_unreadable_evaluation_image_is_named_before_training(image_folder, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_run_with_images_held_out(image_folder, tmp_path, capsys):
     """Trained, continued with more images, evaluated, extracted."""
     source = f"folder:{image_folder}/train"
@@ -278,6 +280,27 @@ def test_a_run_with_images_held_out(image_folder, tmp_path, capsys):
     save_weights(path, params, state, dataclasses.replace(info, apply_exif=False))
     run_evaluation.evaluate_weights(config, path)
     assert f"apply_exif=False, as {path} was trained" in capsys.readouterr().out
+
+
+def test_evaluation_takes_what_is_held_out_from_the_run(capsys):
+    run = resolve(
+        make_config(data__eval_fraction=0.3, data__source="folder:x"), num_classes=10
+    )
+    run = dataclasses.replace(run, seed=5)
+    config = make_config(data__source="folder:y")
+    run_evaluation._hold_out_as_in(run, config)
+    assert (config.seed, config.data.eval_fraction) == (5, 0.3)
+    run_evaluation._set_apply_exif(config, False, "w.safetensors")
+    run_evaluation._set_apply_exif(config, False, "w.safetensors")
+    assert config.data.apply_exif is False
+    assert capsys.readouterr().out.splitlines() == [
+        "data      seed=5, as in the run, for the images that are held out",
+        "data      eval_fraction=0.3, as in the run",
+        "data      apply_exif=False, as w.safetensors was trained",
+    ]
+    other = make_config()  # not a folder: nothing is held out
+    run_evaluation._hold_out_as_in(run, other)
+    assert other.data.eval_fraction == 0
 
 
 def test_balanced_sampling_is_refused_before_training(tmp_path):
