@@ -4,6 +4,7 @@
         --config.data.source=folder:PATH
 
 PATH/train/CLASS/ and PATH/val/CLASS/ hold the images; the folders' names are the classes.
+Without val/, add --config.data.eval_fraction=0.1. `nfnets check PATH` examines the images.
 100 epochs suit ten thousand images or more.
 """
 

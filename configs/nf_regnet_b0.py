@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "tfds:imagenet2012"
     config.data.batch_size = 1024
     config.data.workers = 8
+    config.data.apply_exif = False  # as the published weights
     config.optimizer.clipping = None
     config.train.epochs = 360.0
     config.eval.preprocessing = "crop_resize"

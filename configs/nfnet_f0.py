@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "nfnet_f0"
     config.data.source = "tfds:imagenet2012"
     config.data.workers = 8
+    config.data.apply_exif = False  # as the published weights
     config.augment.order = ("mix", "distort")
     config.eval.batch_size = 1024
     return config

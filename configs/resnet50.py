@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "tfds:imagenet2012"
     config.data.batch_size = 1024
     config.data.workers = 8
+    config.data.apply_exif = False  # as the published weights
     config.augment.mixup_fraction = 0.0
     config.augment.cutmix_fraction = 0.0
     config.optimizer.clipping = None

@@ -20,6 +20,7 @@ COMMANDS = {
     "models": "list the models",
     "summary": "count parameters, multiply-adds and memory of models",
     "pods": "compile training steps for TPUs and GPUs that are not there",
+    "check": "check a folder of images before a training",
     "prepare": "download and prepare a TFDS dataset",
     "preview": "draw augmented training images",
     "curves": "plot the metrics of runs",

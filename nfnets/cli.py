@@ -5,6 +5,7 @@ import ast
 from collections.abc import Callable, Sequence
 import difflib
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -128,6 +129,13 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def escape_file_names() -> None:
+    """Lets the output show file names that are not UTF-8 with backslash escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def positive_int(text: str) -> int:
     """Reads an integer of at least 1, for `add_argument(type=...)`."""
     value = int(text)
@@ -195,7 +203,7 @@ def _config_mistake(error: Exception) -> str:
 
 
 def _load_json(file: pathlib.Path) -> "ml_collections.ConfigDict":
-    from nfnets.training.config import default_config
+    from nfnets.training.config import FORMER_DEFAULTS, default_config
 
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -204,6 +212,7 @@ def _load_json(file: pathlib.Path) -> "ml_collections.ConfigDict":
     config = default_config()
     if not isinstance(stored, dict):
         raise UserError(f"--config: {file} is not the config.json of a run")
+    apply_overrides(config, [f"{name}={value}" for name, value in FORMER_DEFAULTS.items()])
     for key, value in stored.items():
         is_section = _is_section(config.get(key)) and isinstance(value, dict)
         for name, entry in value.items() if is_section else ((None, value),):

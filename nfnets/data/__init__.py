@@ -1,6 +1,13 @@
 """Datasets and batches of decoded, cropped images."""
 
-from nfnets.data.batches import EvalBatch, TrainBatch, eval_batches, train_batches
+from nfnets.data.batches import (
+    EvalBatch,
+    TrainBatch,
+    check_sampling,
+    eval_batches,
+    train_batches,
+)
+from nfnets.data.checks import check_files
 from nfnets.data.images import CropOptions, decode, preprocess_eval
 from nfnets.data.layout import HostShard
 from nfnets.data.pipeline import BatchIterator
@@ -19,6 +26,8 @@ __all__ = [
     "Retries",
     "TrainBatch",
     "UnreadableRecordError",
+    "check_files",
+    "check_sampling",
     "decode",
     "eval_batches",
     "open_dataset",

@@ -6,14 +6,14 @@ Axes: D local devices, B images per device, S height and width of the images in 
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from absl import logging
 import numpy as np
 
 from nfnets.data import images
 from nfnets.data.layout import Chunk, HostShard, Layout, Parallelism
-from nfnets.data.order import StreamOrder
+from nfnets.data.order import BalancedOrder, StreamOrder
 from nfnets.data.pipeline import BatchIterator
 from nfnets.data.sources.base import RecordSource, UnreadableRecordError
 from nfnets.data.sources.retries import DEFAULT_RETRIES, Retries, RetryingSource
@@ -70,12 +70,15 @@ def train_batches(
     max_bad_records: int = 100,
     bad_records_so_far: int = 0,
     retries: Retries = DEFAULT_RETRIES,
+    sampling: Literal["uniform", "balanced"] = "uniform",
+    apply_exif: bool = True,
 ) -> BatchIterator[TrainBatch]:
     """Returns the endless training batches from `start_step` on.
 
-    Batch s is a pure function of (source, seed, batch_size, crop, s); it does not depend on
-    the hosts, threads and workers or on `start_step`. Every epoch contains each record
-    once; a batch may contain the end of one epoch and the start of the next.
+    Batch s is a pure function of (source, seed, batch_size, crop, sampling, s); it does not
+    depend on the hosts, threads and workers or on `start_step`. With uniform sampling,
+    every epoch contains each record once; a batch may contain the end of one epoch and the
+    start of the next.
 
     Args:
       source: the records.
@@ -90,11 +93,14 @@ def train_batches(
       max_bad_records: maximum number of distinct unreadable records.
       bad_records_so_far: number of those that the run met before `start_step`.
       retries: how long to retry a read that fails.
+      sampling: `uniform`: every record equally often; `balanced`: every class equally
+        often, for which the source needs an attribute `labels`, integers [records].
+      apply_exif: see `images.decode`.
 
     Raises:
-      UserError: the source is empty, or the batch size is invalid. While iterating: too
-        many unreadable records, a source that fails for too long, or a worker process that
-        died.
+      UserError: the source is empty, the batch size is invalid, or the source has no
+        labels for balanced sampling. While iterating: too many unreadable
+        records, a source that fails for too long, or a worker process that died.
     """
     shard = shard or HostShard()
     if not len(source):
@@ -109,9 +115,10 @@ def train_batches(
     records = RetryingSource(source, retries)
     load = _LoadTrainChunk(
         records=records,
-        order=StreamOrder(seed=seed, num_records=len(source)),
+        order=_create_order(source, seed, sampling),
         layout=layout,
         crop=crop,
+        apply_exif=apply_exif,
     )
     first = start_step * layout.chunks_per_batch
     numbers = range(first, first + _MAX_BATCHES * layout.chunks_per_batch)
@@ -135,6 +142,7 @@ def eval_batches(
     workers: int = 0,
     prefetch: int = 2,
     retries: Retries = DEFAULT_RETRIES,
+    apply_exif: bool = True,
 ) -> BatchIterator[EvalBatch]:
     """Returns batches that contain every example once, in order, with padding at the end.
 
@@ -151,6 +159,7 @@ def eval_batches(
       workers: see `Parallelism`.
       prefetch: see `Parallelism`.
       retries: how long to retry a read that fails.
+      apply_exif: see `images.decode`.
 
     Raises:
       UserError: the source is empty, a size is below one, or the preprocessing is unknown.
@@ -174,7 +183,11 @@ def eval_batches(
     layout = Layout.choose(batch_size, shard, parallelism)
     records = RetryingSource(source, retries)
     load = _LoadEvalChunk(
-        records=records, layout=layout, image_size=image_size, preprocessing=preprocessing
+        records=records,
+        layout=layout,
+        image_size=image_size,
+        preprocessing=preprocessing,
+        apply_exif=apply_exif,
     )
     numbers = range(math.ceil(len(source) / batch_size) * layout.chunks_per_batch)
 
@@ -182,6 +195,27 @@ def eval_batches(
         return EvalBatch(batch.images, batch.labels, batch.real.astype(np.float32))
 
     return BatchIterator(numbers, load, layout, parallelism, finish, records.cancel)
+
+
+def check_sampling(source: RecordSource, sampling: str) -> None:
+    """Raises a UserError if a source cannot be sampled in this way; see `train_batches`."""
+    if sampling not in ("uniform", "balanced"):
+        raise UserError(f"data.sampling={sampling!r} must be uniform or balanced")
+    if sampling == "balanced" and not hasattr(source, "labels"):
+        raise UserError(
+            "data.sampling=balanced needs the labels before the images are read, which "
+            f"image folders and digits have, but not {type(source).__name__}; set it to "
+            "uniform"
+        )
+
+
+def _create_order(source: RecordSource, seed: int, sampling: str) -> StreamOrder:
+    """Creates the order of the training stream."""
+    check_sampling(source, sampling)
+    if sampling == "uniform":
+        return StreamOrder(seed=seed, num_records=len(source))
+    labels = np.asarray(getattr(source, "labels"))  # noqa: B009 (not of all sources)
+    return BalancedOrder(seed=seed, num_records=len(source), labels=labels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +226,7 @@ class _LoadTrainChunk:
     order: StreamOrder
     layout: Layout
     crop: images.CropOptions
+    apply_exif: bool
 
     def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
@@ -218,7 +253,7 @@ class _LoadTrainChunk:
         for offset in range(attempts):
             try:
                 record = self.records[(index + offset) % len(self.records)]
-                image = images.decode_record(record)
+                image = images.decode_record(record, apply_exif=self.apply_exif)
                 images.random_crop(image, self.crop, self.order.rng(position), out=out)
                 return record.label
             except UnreadableRecordError as error:
@@ -237,6 +272,7 @@ class _LoadEvalChunk:
     layout: Layout
     image_size: int
     preprocessing: str
+    apply_exif: bool
 
     def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
@@ -248,7 +284,7 @@ class _LoadEvalChunk:
                 break
             record = self.records[index]
             chunk.labels[row] = record.label
-            image = images.decode_record(record)
+            image = images.decode_record(record, apply_exif=self.apply_exif)
             images.preprocess_eval(
                 image, self.image_size, self.preprocessing, out=chunk.images[row]
             )

@@ -19,7 +19,10 @@ EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
 EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
 
-_DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_DECODE_FLAGS = {
+    True: cv2.IMREAD_COLOR_RGB,
+    False: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,16 @@ class CropOptions:
             )
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, *, apply_exif: bool = True) -> np.ndarray:
     """Decodes an image file to RGB.
 
-    Gray images get three equal channels, 16-bit images become 8-bit, transparency is
-    dropped and the EXIF orientation is ignored. A truncated file is an error; damage in the
-    middle of a JPEG is not detected.
+    Gray images get three equal channels, 16-bit images become 8-bit, and transparency is
+    dropped. A truncated file is an error; damage in the middle of a JPEG is not detected.
 
     Args:
-      data: a JPEG, PNG, WebP or BMP file.
+      data: a JPEG, PNG, WebP, BMP, TIFF or GIF file (of which the first frame is decoded).
+      apply_exif: whether to turn the image as its EXIF orientation demands, as photo
+        viewers do. The published weights were trained without.
 
     Returns:
       uint8 [H, W, 3].
@@ -80,7 +84,7 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise UserError("the file is empty")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODE_FLAGS[apply_exif])
     except cv2.error as error:
         raise UserError(f"OpenCV cannot decode the image: {error.err}") from error
     if image is None:
@@ -88,8 +92,12 @@ def decode(data: bytes) -> np.ndarray:
     return image
 
 
-def decode_record(record: Record) -> np.ndarray:
+def decode_record(record: Record, *, apply_exif: bool = True) -> np.ndarray:
     """Returns a record's pixels, uint8 [H, W, 3].
+
+    Args:
+      record: decoded or not.
+      apply_exif: see `decode`.
 
     Raises:
       UnreadableRecordError: the image cannot be decoded.
@@ -97,7 +105,7 @@ def decode_record(record: Record) -> np.ndarray:
     if isinstance(record.image, np.ndarray):
         return record.image
     try:
-        return decode(record.image)
+        return decode(record.image, apply_exif=apply_exif)
     except UserError as error:
         raise UnreadableRecordError(record.name, str(error)) from error
 

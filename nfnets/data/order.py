@@ -1,4 +1,4 @@
-"""Order of the records in the endless training stream."""
+"""Orders of the records in the endless training stream."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 # Separate the random streams derived from one seed.
 _ORDER_STREAM = 0
 _CROP_STREAM = 1
+_CLASS_STREAM = 2
 
 # Up to this size, permutations are kept in memory: exactly uniform, whereas `index_shuffle`
 # permutes blocks of at least 2**16 and takes up to 5 ms per call for two records.
@@ -44,6 +45,41 @@ class StreamOrder:
         return np.random.default_rng((_unsigned(self.seed), _CROP_STREAM, position))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BalancedOrder(StreamOrder):
+    """Endless stream of training examples that contains every class equally often.
+
+    Consecutive examples form rounds with one example of each class, in random order. The
+    examples of a class are those of a `StreamOrder` of its own: each record of the class
+    once, then all of them again in another order. A pure function of the position, too.
+
+    Attributes:
+      labels: integers [num_records]; classes without records are left out.
+    """
+
+    labels: np.ndarray
+
+    def record_index(self, position: int) -> int:
+        """Returns the record at `position` >= 0 of the stream, in [0, num_records)."""
+        classes = StreamOrder(seed=self.seed, num_records=len(self._starts) - 1)
+        label = classes.record_index(position)
+        start, end = self._starts[label : label + 2].tolist()
+        order = StreamOrder(seed=_class_seed(self.seed, label), num_records=end - start)
+        turn = position // classes.num_records
+        return int(self._members[start + order.record_index(turn)])
+
+    @functools.cached_property
+    def _members(self) -> np.ndarray:
+        """Records ordered by class."""
+        return np.argsort(self.labels, kind="stable")
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        """Start of each class in `_members`, and the end."""
+        _, counts = np.unique(self.labels, return_counts=True)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+
 def _shuffle(place: int, num_records: int, seed: int) -> int:
     """Returns the image of `place` under a permutation of [0, num_records)."""
     largest = num_records - 1
@@ -71,6 +107,13 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     """Returns an epoch's seed for `index_shuffle`, 32 bits."""
     sequence = np.random.SeedSequence((_unsigned(seed), _ORDER_STREAM, epoch))
     return int(sequence.generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=2**16)
+def _class_seed(seed: int, label: int) -> int:
+    """Returns the seed of a class's order, 64 bits."""
+    sequence = np.random.SeedSequence((_unsigned(seed), _CLASS_STREAM, label))
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _unsigned(seed: int) -> int:

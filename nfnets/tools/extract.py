@@ -95,5 +95,8 @@ def describe_config(config: "Config") -> "WeightsInfo":
             overrides["activation"] = config.model.activation
         info = describe_model(model, overrides)
     return dataclasses.replace(
-        info, image_size=config.eval.image_size, preprocessing=config.eval.preprocessing
+        info,
+        image_size=config.eval.image_size,
+        preprocessing=config.eval.preprocessing,
+        apply_exif=config.data.apply_exif,
     )

@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
 import functools
-import io
 import json
 import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
+from absl import logging
 import numpy as np
 
 from nfnets import cli
 from nfnets.data.images import EVAL_METHODS, decode, preprocess_eval
-from nfnets.data.sources.folder import EXTENSIONS
+from nfnets.data.sources import listing
 from nfnets.errors import UserError
 from nfnets.tools.extract import extract, step
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if (options.weights is None) == (options.workdir is None):
         raise UserError("give either --weights=FILE or --workdir=DIR")
-    paths = find_images(options.images)
+    cli.escape_file_names()
+    paths = find_images(options.images, lambda line: print(line, file=sys.stderr))
     # Imported only now: mistakes in the command line are reported at once.
     from nfnets.cpu import memory
     from nfnets.inference import load_classifier, make_classifier
@@ -89,9 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = model_of(info, options.workdir)
         classifier = make_classifier(model, params, state, info)
     memory.keep_memory()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     skipped = []
 
     def skip(path: str, reason: str) -> None:
@@ -106,8 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if not skipped else 1 if len(skipped) < len(paths) else 2
 
 
-def find_images(names: Iterable[str]) -> list[str]:
+def find_images(
+    names: Iterable[str], on_left_out: Callable[[str], object] = logging.warning
+) -> list[str]:
     """Returns files as they are, and folders replaced by the image files at any depth.
+
+    Args:
+      names: of files and folders.
+      on_left_out: receives one line for each folder that has other files.
 
     Raises:
       UserError: a folder has no images.
@@ -117,14 +121,15 @@ def find_images(names: Iterable[str]) -> list[str]:
         if not os.path.isdir(name):
             paths.append(name)
             continue
-        inside = sorted(
-            str(path)
-            for path in pathlib.Path(name).rglob("*")
-            if path.suffix.lower() in EXTENSIONS and path.is_file()
-        )
+        try:
+            inside, left_out = listing.find_images(name)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        if left_out:
+            on_left_out(listing.describe_left_out(name, left_out))
         if not inside:
-            raise UserError(f"the folder {name} has no {'/'.join(EXTENSIONS)} files")
-        paths += inside
+            raise UserError(f"the folder {name} has no image files")
+        paths += [os.path.join(name, path) for path in inside]
     return paths
 
 
@@ -155,6 +160,8 @@ def predict(
             f"the weights need the unknown preprocessing {method!r}; known: "
             f"{', '.join(EVAL_METHODS)}"
         )
+    apply_exif = classifier.info.apply_exif is not False
+    load = functools.partial(_load, size=size, method=method, apply_exif=apply_exif)
     batch_size = min(batch_size, max(1, len(paths)))
     compiled: Callable[[Any], Any] = classifier.compile()
     pending: tuple[list[str], jax.Array] | None = None
@@ -163,7 +170,7 @@ def predict(
             chunk = paths[start : start + batch_size]
             good: list[str] = []
             batch = np.zeros((batch_size, size, size, 3), np.uint8)
-            images = pool.map(functools.partial(_load, size=size, method=method), chunk)
+            images = pool.map(load, chunk)
             for path, image in zip(chunk, images, strict=True):
                 if isinstance(image, str):
                     on_error(path, image)
@@ -178,10 +185,11 @@ def predict(
             yield from _finish(classifier, *pending, top)
 
 
-def _load(path: str, size: int, method: str) -> np.ndarray | str:
+def _load(path: str, size: int, method: str, apply_exif: bool) -> np.ndarray | str:
     """Returns a preprocessed image, or the reason why there is none."""
     try:
-        return preprocess_eval(decode(pathlib.Path(path).read_bytes()), size, method)
+        image = decode(pathlib.Path(path).read_bytes(), apply_exif=apply_exif)
+        return preprocess_eval(image, size, method)
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:

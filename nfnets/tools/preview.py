@@ -69,7 +69,7 @@ def draw_step(config: ml_collections.ConfigDict, step: int) -> np.ndarray:
     from nfnets.training.input_pipeline import open_config_dataset, train_batches
     from nfnets.training.step import step_keys
 
-    dataset = open_config_dataset(config, None)
+    dataset = open_config_dataset(config)
     resolved = resolve(
         config, num_train=len(dataset.train), num_classes=dataset.num_classes
     )

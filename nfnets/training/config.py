@@ -25,6 +25,13 @@ DERIVED: Any = None
 # `train.microbatch` as large as the device's memory allows.
 AUTO = "auto"
 
+# What runs did before they had these fields, for config.json files without them.
+FORMER_DEFAULTS: Mapping[str, Any] = {
+    "data.apply_exif": False,
+    "data.eval_fraction": 0.0,
+    "data.sampling": "uniform",
+}
+
 _LOG_LINES_PER_RUN = 200
 _UNKNOWN_NUM_TRAIN = 2**40
 
@@ -61,6 +68,14 @@ class DataConfig:
     dir: str | None = None  # of TFDS; None: TFDS's own default
     train_split: str = "train"  # tfds: any split, as train[:99%]; folder: a subfolder
     eval_split: str = "validation"  # likewise; folder: `val` is found as well
+    # Share of each class of a folder's training images held out for evaluation, where
+    # there is no evaluation folder; chosen by `seed`.
+    eval_fraction: Annotated[float, "[0, 1)"] = 0.0
+    # Every image equally often, or every class.
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    # Turn images as their EXIF orientation demands, as photo viewers do; the published
+    # weights were trained and evaluated without.
+    apply_exif: bool = True
     batch_size: Annotated[int, "[1, inf)"] = 4096  # per step, over all devices of all hosts
     image_size: Annotated[int, "[1, inf)"] = DERIVED  # training crops, pixels
     min_area: float = 0.08  # random crops cover at least this share of the image, in (0, 1]
@@ -338,7 +353,10 @@ def flatten(config: Config) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> Config:
     """Inverts `flatten`; fields that this version does not have are left out.
 
+    Fields that are newer than the run have the values of `FORMER_DEFAULTS`.
+
     Raises:
       UserError: a value is of the wrong type or out of range.
     """
-    return Config.from_dict(schema.drop_unknown(Config, schema.unflatten(flat)))
+    tree = schema.unflatten({**FORMER_DEFAULTS, **flat})
+    return Config.from_dict(schema.drop_unknown(Config, tree))

@@ -1,7 +1,6 @@
 """From a config to the dataset, its batches, and batches on the devices."""
 
 from collections.abc import Iterator
-import pathlib
 from typing import Literal
 
 import jax
@@ -28,7 +27,6 @@ _IMAGENET_TRAIN, _IMAGENET_CLASSES = 1_281_167, 1_000
 
 def open_config_dataset(
     config: ml_collections.ConfigDict | Config,
-    workdir: pathlib.Path | None,
     *,
     splits: Literal["both", "eval"] = "both",
     or_fake: bool = False,
@@ -37,7 +35,6 @@ def open_config_dataset(
 
     Args:
       config: resolved or not.
-      workdir: where an index may be cached if the data's folder is not writable.
       splits: "both", or "eval" for the evaluation split alone.
       or_fake: replace a dataset that cannot be opened by synthetic images of ImageNet's
         number, with a warning.
@@ -52,8 +49,10 @@ def open_config_dataset(
             train_split=config.data.train_split,
             eval_split=config.data.eval_split,
             num_classes=config.model.num_classes,
-            index_dir=None if workdir is None else str(workdir),
             splits=splits,
+            eval_fraction=config.data.eval_fraction,
+            seed=config.seed,
+            log=lambda line: log(f"data      {line}"),
         )
     except UserError as error:
         if not or_fake:
@@ -102,6 +101,8 @@ def train_batches(
         prefetch=config.data.prefetch,
         max_bad_records=config.data.max_bad_records,
         bad_records_so_far=bad_records,
+        sampling=config.data.sampling,
+        apply_exif=config.data.apply_exif,
     )
 
 
@@ -117,6 +118,7 @@ def eval_batches(config: Config, dataset: Dataset) -> BatchIterator[EvalBatch]:
         batch_size=config.eval.batch_size,
         image_size=config.eval.image_size,
         preprocessing=config.eval.preprocessing,
+        apply_exif=config.data.apply_exif,
         shard=host_shard(),
         threads=config.data.threads,
         workers=config.data.workers,

@@ -8,6 +8,7 @@ import time
 import jax
 import ml_collections
 
+from nfnets import data
 from nfnets.cpu import memory
 from nfnets.data import Dataset
 from nfnets.errors import UserError
@@ -67,9 +68,10 @@ def train(
         config = adopt_model(config, info, config.init_from)
     model_spec(config.model.name)
     prepare_process()
-    dataset = input_pipeline.open_config_dataset(
-        config, None if dry_run else folder, or_fake=dry_run
-    )
+    dataset = input_pipeline.open_config_dataset(config, or_fake=dry_run)
+    if not (dry_run and dataset.is_fake):
+        data.check_sampling(dataset.train, config.data.sampling)
+    data.check_files(dataset.evaluation)
     resolved = resolve(
         config, num_train=len(dataset.train), num_classes=dataset.num_classes
     )
@@ -188,15 +190,18 @@ class _Run:
 
     def _changes(self, stored: Provenance) -> list[str]:
         """See `check_same_run`."""
-        current = Provenance(
-            config=flatten(self.config), class_names=self.dataset.class_names
-        )
-        return check_same_run(stored, current, self.folder)
+        return check_same_run(stored, self._provenance(), self.folder)
 
-    def _provenance(self, position: _Position) -> Provenance:
-        return Provenance(
+    def _provenance(self, position: _Position | None = None) -> Provenance:
+        provenance = Provenance(
             config=flatten(self.config),
             class_names=self.dataset.class_names,
+            num_train=len(self.dataset.train),
+        )
+        if position is None:
+            return provenance
+        return dataclasses.replace(
+            provenance,
             bad_records=position.bad_records,
             rollbacks=position.rollbacks,
             skipped_batches=position.skipped_batches,

@@ -8,9 +8,10 @@ import pathlib
 import ml_collections
 
 from nfnets.data import Dataset
+from nfnets.data.sources.class_names import are_same
 from nfnets.errors import UserError
 from nfnets.files import write_text_atomically
-from nfnets.training.config import resolve, unflatten
+from nfnets.training.config import Config, resolve, unflatten
 from nfnets.training.distributed import (
     broadcast_arrays,
     broadcast_object,
@@ -42,7 +43,8 @@ def evaluate_workdir(
 ) -> dict[str, Result]:
     """Evaluates a checkpoint and its averages; prints a table and writes eval.json.
 
-    The model is the checkpoint's; data and preprocessing are the config's.
+    The model, the images that are held out and the treatment of EXIF orientations are the
+    run's; the rest of data and preprocessing is the config's.
 
     Args:
       config: as loaded and overridden.
@@ -65,8 +67,10 @@ def evaluate_workdir(
     with config.unlocked(), config.ignore_type():
         config.model = dataclasses.asdict(run.config.model)
     folder = pathlib.Path(workdir)
-    dataset = open_config_dataset(config, folder, splits="eval")
-    if dataset.class_names != run.class_names:
+    _hold_out_as_in(run.config, config)
+    _set_apply_exif(config, run.config.data.apply_exif, workdir)
+    dataset = open_config_dataset(config, splits="eval")
+    if not are_same(dataset.class_names, run.class_names):
         raise UserError(
             f"{dataset.name} has {dataset.num_classes} classes "
             f"({', '.join(dataset.class_names[:3])}, ...), but {workdir} was trained on "
@@ -97,8 +101,8 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
     """Evaluates a weights file; prints a table.
 
     Args:
-      config: as loaded and overridden; the model's name and the number of classes are the
-        file's, if it has them.
+      config: as loaded and overridden; the model's name, the number of classes and the
+        treatment of EXIF orientations are the file's, if it has them.
       path: of a .safetensors file.
 
     Returns:
@@ -111,12 +115,33 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
     info = read_weights_info(path)
     config = adopt_model(config, info, path)
     config.model.num_classes = info.num_classes or config.model.num_classes
-    dataset = open_config_dataset(config, None, splits="eval")
+    if info.apply_exif is not None:
+        _set_apply_exif(config, info.apply_exif, path)
+    dataset = open_config_dataset(config, splits="eval")
     model = build_model(resolve(config, num_classes=dataset.num_classes))
     weights = {RAW: replicate(initial_weights(path, model, seed=0))}
     results = _evaluator(config, dataset)(weights)
     _print_table(path, dataset, results)
     return results
+
+
+def _hold_out_as_in(run: Config, config: ml_collections.ConfigDict) -> None:
+    """Makes a config hold out the images that a run has not been trained on."""
+    fraction = run.data.eval_fraction
+    if not config.data.source.startswith("folder:"):
+        return
+    if fraction and config.seed != run.seed:
+        log(f"data      seed={run.seed}, as in the run, for the images that are held out")
+    if config.data.eval_fraction != fraction:
+        log(f"data      eval_fraction={fraction:g}, as in the run")
+    config.seed, config.data.eval_fraction = run.seed, fraction
+
+
+def _set_apply_exif(config: ml_collections.ConfigDict, apply_exif: bool, path: str) -> None:
+    """Treats EXIF orientations as in the training of a run or weights file."""
+    if config.data.apply_exif != apply_exif:
+        log(f"data      apply_exif={apply_exif}, as {path} was trained")
+        config.data.apply_exif = apply_exif
 
 
 def _read_run_everywhere(workdir: str, step: int | str | None) -> StoredRun:

@@ -25,6 +25,8 @@ class WeightsInfo:
       stddev_rgb: divides each channel after that.
       preprocessing: `resize_crop_32`, `crop_resize` or `resize`; see
         `nfnets.data.preprocess_eval`.
+      apply_exif: whether training and evaluation turned images by their EXIF orientation
+        first, as `nfnets predict` does unless it is False.
       source: where the weights come from, free text.
       checksum: SHA-256 of the tensors, filled in by `save_weights`.
     """
@@ -37,6 +39,7 @@ class WeightsInfo:
     mean_rgb: tuple[Annotated[float, "(-inf, inf)"], ...] | None = None
     stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     preprocessing: str | None = None
+    apply_exif: bool | None = None
     source: str | None = None
     checksum: str | None = None
 
@@ -49,7 +52,9 @@ class WeightsInfo:
 
     def to_json(self) -> str:
         """Returns the known fields as a JSON object."""
-        return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if v})
+        return json.dumps(
+            {k: v for k, v in dataclasses.asdict(self).items() if v or v is False}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "WeightsInfo":

@@ -1,16 +1,19 @@
 """The examples in the batches, for any number of hosts, threads and devices."""
 
+import io
 import itertools
 import math
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from nfnets import data
 from nfnets.data import images, layout
 from nfnets.data.order import StreamOrder
+from nfnets.data.sources.base import ArraySource
 from nfnets.errors import UserError
-from tests.data.helpers import NumberedSource
+from tests.data.helpers import NumberedSource, picture
 
 CROP = data.CropOptions(image_size=4)
 
@@ -283,3 +286,53 @@ def test_only_bad_records_is_an_error():
 def test_bad_evaluation_record_is_named(kind):
     with pytest.raises(UserError, match=r"cannot read record 3: .*; repair or remove it"):
         evaluate(NumberedSource(9, **{kind: (3,)}))
+
+
+def imbalanced_source():
+    labels = np.array([0] * 29 + [1] * 3)
+    return ArraySource(np.zeros((32, 6, 9, 3), np.uint8), labels, "array")
+
+
+def test_balanced_batches_have_as_many_examples_of_each_class():
+    batches = train(imbalanced_source(), 6, sampling="balanced")
+    for batch in batches:
+        assert np.bincount(batch.labels.ravel()).tolist() == [4, 4]
+    late = train(imbalanced_source(), 3, sampling="balanced", start_step=3, threads=1)
+    assert_same(late, batches[3:])
+    uniform = flat(train(imbalanced_source(), 4), "labels")
+    assert np.bincount(uniform).tolist() == [29, 3]
+
+
+def test_balanced_sampling_needs_labels():
+    with pytest.raises(UserError, match=r"sampling=balanced needs the labels .* NumberedS"):
+        train(NumberedSource(8), 1, sampling="balanced")
+    with pytest.raises(UserError, match=r"'other' must be uniform or balanced"):
+        data.check_sampling(NumberedSource(8), "other")
+    assert data.check_sampling(NumberedSource(8), "uniform") is None
+
+
+class TurnedSource(NumberedSource):
+    """Files whose EXIF orientation is a half turn."""
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        Image.fromarray(picture()).save(file, "PNG", exif=exif)
+        return data.Record(file.getvalue(), 0, "turned")
+
+
+@pytest.mark.parametrize("apply_exif", [False, True])
+def test_batches_are_turned_by_their_orientation(apply_exif):
+    expected = picture()[::-1, ::-1] if apply_exif else picture()
+    options = {"preprocessing": "resize", "apply_exif": apply_exif}
+    with data.eval_batches(
+        TurnedSource(1), batch_size=1, image_size=20, **options
+    ) as batches:
+        got = next(batches).images[0, 0]
+    want = images.preprocess_eval(expected, 20, "resize")
+    np.testing.assert_array_equal(got, want)
+    crop = data.CropOptions(image_size=20, min_area=1.0, min_aspect=1.25, max_aspect=1.25)
+    (batch,) = train(TurnedSource(1), 1, crop=crop, batch_size=4, apply_exif=apply_exif)
+    for image in batch.images[0]:
+        assert any(np.array_equal(image, one) for one in (want, want[:, ::-1]))

@@ -123,13 +123,14 @@ def test_cmyk_jpeg_becomes_rgb():
     assert np.abs(data.decode(file).astype(int) - image).max() <= 4
 
 
-def test_orientation_tag_is_ignored():
+def test_orientation_tag_is_applied_or_ignored():
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by a quarter turn
+    exif[0x0112] = 6  # rotate clockwise by a quarter turn
     plain = Image.fromarray(picture(40, 50))
-    tagged = data.decode(pillow_file(plain, "JPEG", exif=exif))
-    assert tagged.shape == (40, 50, 3)
-    np.testing.assert_array_equal(tagged, data.decode(pillow_file(plain, "JPEG")))
+    stored = data.decode(pillow_file(plain, "JPEG"))
+    tagged = pillow_file(plain, "JPEG", exif=exif)
+    np.testing.assert_array_equal(data.decode(tagged), np.rot90(stored, -1))
+    np.testing.assert_array_equal(data.decode(tagged, apply_exif=False), stored)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".webp", ".bmp"])

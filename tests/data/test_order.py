@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nfnets.data.order import StreamOrder
+from nfnets.data.order import BalancedOrder, StreamOrder
 
 
 def epoch(order, number):
@@ -69,3 +69,35 @@ def test_random_numbers_belong_to_the_position():
     np.testing.assert_array_equal(first, order.rng(3).random(4))
     others = [StreamOrder(seed=5, num_records=10).rng(3), order.rng(4)]
     assert all(not np.array_equal(first, other.random(4)) for other in others)
+
+
+def balanced(counts, seed=0):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rng = np.random.default_rng(0)
+    rng.shuffle(labels)
+    return BalancedOrder(seed=seed, num_records=len(labels), labels=labels)
+
+
+def test_balanced_order_draws_classes_equally_often():
+    order = balanced([1, 50, 0, 7])
+    records = np.array([order.record_index(p) for p in range(3 * 100)])
+    # Each round has one record of every class that has any.
+    for start in range(0, 300, 3):
+        assert sorted(order.labels[records[start : start + 3]]) == [0, 1, 3]
+    # In every round of a class, each of its records comes once.
+    of_class = records[order.labels[records] == 1]
+    for start in (0, 50):
+        assert len(set(of_class[start : start + 50].tolist())) == 50
+    assert of_class[:50].tolist() != of_class[50:].tolist()
+    first = order.labels[records[::3]]
+    assert {0, 1, 3} == set(first.tolist())
+
+
+def test_balanced_order_is_a_function_of_seed_and_position():
+    order = balanced([3, 5])
+    expected = [order.record_index(p) for p in range(40)]
+    again = balanced([3, 5])
+    assert [again.record_index(p) for p in reversed(range(40))] == expected[::-1]
+    other = balanced([3, 5], seed=1)
+    assert [other.record_index(p) for p in range(40)] != expected
+    assert expected[:8] == [6, 3, 2, 5, 7, 0, 4, 0]

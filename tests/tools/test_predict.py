@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 from typing import ClassVar
@@ -13,6 +14,7 @@ from typing import ClassVar
 import cv2
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 import nfnets
@@ -101,8 +103,39 @@ def test_images_of_a_folder_are_found_in_order(folder):
     found = predict.find_images([str(folder), "other.xyz"])
     assert found == [*(str(folder / name) for name in names), "other.xyz"]
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no .jpg"):
+    with pytest.raises(UserError, match="empty has no image files"):
         predict.find_images([str(folder / "empty")])
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    data = (folder / "a.jpg").read_bytes()
+    (tmp_path / "deep/nameless").write_bytes(data)
+    cv2.imwrite(str(tmp_path / "scan.tif"), np.zeros((9, 9, 3), np.uint8))
+    lines = []
+    found = predict.find_images([str(tmp_path)], lines.append)
+    assert {str(tmp_path / "deep/nameless"), str(tmp_path / "scan.tif")} < set(found)
+    (line,) = lines
+    assert line.startswith(f"{tmp_path}: left out 1 file that is not an image of a known")
+    assert line.endswith(": notes.txt")
+
+
+@pytest.mark.parametrize("apply_exif", [None, True, False])
+def test_orientation_is_applied_unless_the_weights_were_trained_without(
+    classifier, tmp_path, apply_exif
+):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "tagged.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "stored.png")
+    Image.fromarray(np.rot90(pixels, -1)).save(tmp_path / "turned.png")
+    info = dataclasses.replace(classifier.info, apply_exif=apply_exif)
+    paths = [str(tmp_path / f"{name}.png") for name in ("tagged", "stored", "turned")]
+    found, _ = classify(dataclasses.replace(classifier, info=info), paths, batch_size=5)
+    tagged, stored, turned = (one.probabilities for one in found)
+    assert stored != turned
+    assert tagged == (stored if apply_exif is False else turned)
 
 
 def test_predictions_are_the_networks(classifier, expected):

@@ -77,6 +77,38 @@ def test_differences_between_two_runs(tmp_path):
         check_same_run(PROVENANCE, other, tmp_path)
 
 
+def test_what_is_held_out_may_not_change(tmp_path):
+    def provenance(**changes):
+        config = {"seed": 0, "data.eval_fraction": 0.1, "data.apply_exif": True}
+        names = changes.pop("class_names", ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "y"))
+        return Provenance(config={**config, **changes}, class_names=names, num_train=10)
+
+    stored = provenance()
+    with pytest.raises(UserError, match="seed is 0 there and 1 here"):
+        check_same_run(stored, provenance(seed=1), tmp_path)
+    other = provenance(**{"data.eval_fraction": 0.2})
+    with pytest.raises(UserError, match="data.eval_fraction is 0.1 there and 0.2 here"):
+        check_same_run(stored, other, tmp_path)
+    # The same name on a file system that decomposes accents.
+    same = provenance(class_names=("cafe\N{COMBINING ACUTE ACCENT}", "y"))
+    assert check_same_run(stored, same, tmp_path) == []
+    more = dataclasses.replace(stored, num_train=1234)
+    assert check_same_run(stored, more, tmp_path) == ["training images: 10 -> 1,234"]
+
+
+def test_fields_that_older_runs_lack_have_their_former_values(tmp_path):
+    old = Provenance(config={"seed": 0}, class_names=("x", "y"))
+    current = {"data.apply_exif": False, "data.eval_fraction": 0.0, "seed": 0}
+    new = Provenance(config=current, class_names=("x", "y"), num_train=10)
+    assert check_same_run(old, new, tmp_path) == []
+    turned = dataclasses.replace(new, config={**current, "data.apply_exif": True})
+    changes = check_same_run(old, turned, tmp_path)
+    assert changes == ["data.apply_exif: False -> True"]
+    fraction = dataclasses.replace(new, config={**current, "data.eval_fraction": 0.1})
+    with pytest.raises(UserError, match="data.eval_fraction is 0.0 there and 0.1 here"):
+        check_same_run(old, fraction, tmp_path)
+
+
 def test_files_of_a_failed_save_are_removed_after_the_next_one(tmp_path, monkeypatch):
     """Its threads may keep writing after the cleanup."""
     checkpoints = Checkpoints(tmp_path)

@@ -9,7 +9,14 @@ import pytest
 from configs import digits, nfnet_f0
 from nfnets import cli
 from nfnets.errors import UserError
-from nfnets.training.config import Config, default_config, flatten, resolve, unflatten
+from nfnets.training.config import (
+    FORMER_DEFAULTS,
+    Config,
+    default_config,
+    flatten,
+    resolve,
+    unflatten,
+)
 from nfnets.training.microbatch import check_division
 from nfnets.training.state import build_model, compute_dtype
 from tests.training.micro import change
@@ -183,3 +190,27 @@ def test_a_runs_config_json_is_a_config(tmp_path):
     path.write_text('{"train": {"stepz": 3}}')
     with pytest.raises(UserError, match=r"unknown field --config.train.stepz"):
         cli.load_config(path)
+
+
+def test_fields_newer_than_a_run_have_their_former_values(tmp_path):
+    config = resolved(digits.get_config())
+    assert config.data.apply_exif
+    stored = flatten(config)
+    tree = dataclasses.asdict(config)
+    for name in FORMER_DEFAULTS:
+        del stored[name]
+        section, field = name.split(".")
+        del tree[section][field]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    for loaded in (unflatten(stored), resolved(cli.load_config(path))):
+        assert not loaded.data.apply_exif
+        assert loaded.data.eval_fraction == 0 and loaded.data.sampling == "uniform"
+        former = dataclasses.replace(config.data, apply_exif=False)
+        assert loaded == dataclasses.replace(config, data=former)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_published_recipes_ignore_orientations(path):
+    config = cli.load_config(path)
+    assert config.data.apply_exif == (config.data.source != "tfds:imagenet2012")

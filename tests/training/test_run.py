@@ -1,5 +1,6 @@
 """Whole runs: trained, stopped, resumed, evaluated, refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from nfnets.errors import UserError
-from nfnets.tools import train
+from nfnets.tools import extract, train
 from nfnets.training import loop, run_evaluation
 from nfnets.training.checkpoints import Checkpoints
 from nfnets.training.config import resolve
@@ -225,16 +226,88 @@ def test_a_folder_of_images_trains_and_bad_ones_are_counted(image_folder, tmp_pa
     provenance = checkpoints.read_provenance(2)
     assert provenance.class_names == ("cat", "dog")
     assert provenance.bad_records == 1
+    assert provenance.num_train == 12
     with pytest.raises(UserError, match=r"max_bad_records=0.*cat/0.jpg"):
         config = folder_config(image_folder, data__max_bad_records=0)
         loop.train(config, str(tmp_path / "other"))
 
 
-def test_an_unreadable_evaluation_image_is_named(image_folder, tmp_path):
+def test_an_unreadable_evaluation_image_is_named_before_training(image_folder, tmp_path):
     bad = image_folder / "val" / "dog" / "1.jpg"
     bad.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"val/dog/1.jpg"):
-        loop.train(folder_config(image_folder), str(tmp_path / "run"))
+    for options in ({}, {"dry_run": True}):
+        with pytest.raises(UserError, match=r"1 of 6 .*val/dog/1.jpg: not an im"):
+            loop.train(folder_config(image_folder), str(tmp_path / "run"), **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_run_with_images_held_out(image_folder, tmp_path, capsys):
+    """Trained, continued with more images, evaluated, extracted."""
+    source = f"folder:{image_folder}/train"
+    options = {"data__eval_fraction": 0.3, "data__sampling": "balanced"}
+    config = folder_config(image_folder, **options)
+    config.data.source, config.seed = source, 5
+    workdir = tmp_path / "run"
+    loop.train(config, str(workdir))
+    assert "8 training and 4 evaluation images" in capsys.readouterr().out
+    first = read_metrics(workdir / "metrics.jsonl")[-1]
+
+    config.seed, config.data.eval_fraction, config.data.apply_exif = 6, 0.0, False
+    result = run_evaluation.evaluate_workdir(config, str(workdir))["raw"]
+    assert (result["examples"], result["loss"]) == (4, first["eval/loss"])
+    text = capsys.readouterr().out
+    assert "seed=5, as in the run" in text and "eval_fraction=0.3, as in the run" in text
+    assert f"apply_exif=True, as {workdir} was trained" in text
+    # A folder that is set apart for evaluation takes precedence.
+    config.data.source = f"folder:{image_folder}"
+    result = run_evaluation.evaluate_workdir(config, str(workdir))["raw"]
+    assert result["examples"] == 6
+    assert "val is evaluated, not the images that are held out" in capsys.readouterr().out
+
+    config.data.source = source
+    with pytest.raises(UserError, match="seed is 5 there and 6 here; use the same"):
+        config.data.eval_fraction = 0.3
+        loop.train(config, str(workdir))
+    config.seed, config.data.apply_exif, config.train.steps = 5, True, 3
+    shutil.copy(image_folder / "train/cat/0.jpg", image_folder / "train/cat/9.jpg")
+    loop.train(config, str(workdir))
+    assert "changed   training images: 8 -> 9 since the check" in capsys.readouterr().out
+    params, state, info = extract.extract(str(workdir))
+    assert info.apply_exif is True
+    # The file's choice takes precedence, too.
+    path = str(tmp_path / "w.safetensors")
+    save_weights(path, params, state, dataclasses.replace(info, apply_exif=False))
+    run_evaluation.evaluate_weights(config, path)
+    assert f"apply_exif=False, as {path} was trained" in capsys.readouterr().out
+
+
+def test_evaluation_takes_what_is_held_out_from_the_run(capsys):
+    run = resolve(
+        make_config(data__eval_fraction=0.3, data__source="folder:x"), num_classes=10
+    )
+    run = dataclasses.replace(run, seed=5)
+    config = make_config(data__source="folder:y")
+    run_evaluation._hold_out_as_in(run, config)
+    assert (config.seed, config.data.eval_fraction) == (5, 0.3)
+    run_evaluation._set_apply_exif(config, False, "w.safetensors")
+    run_evaluation._set_apply_exif(config, False, "w.safetensors")
+    assert config.data.apply_exif is False
+    assert capsys.readouterr().out.splitlines() == [
+        "data      seed=5, as in the run, for the images that are held out",
+        "data      eval_fraction=0.3, as in the run",
+        "data      apply_exif=False, as w.safetensors was trained",
+    ]
+    other = make_config()  # not a folder: nothing is held out
+    run_evaluation._hold_out_as_in(run, other)
+    assert other.data.eval_fraction == 0
+
+
+def test_balanced_sampling_is_refused_before_training(tmp_path):
+    config = make_config(data__source="synthetic:64", data__sampling="balanced")
+    with pytest.raises(UserError, match="data.sampling=balanced needs the labels"):
+        loop.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):

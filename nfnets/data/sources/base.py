@@ -2,7 +2,7 @@
 
 import dataclasses
 import errno
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -113,6 +113,30 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> Record:
         return Record(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SubsetSource:
+    """Some of the records of another source.
+
+    Attributes:
+      source: the other source; has the attribute `labels`.
+      indices: integers [n], its records.
+    """
+
+    source: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[int(self.indices[index])]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the records, integers [n]."""
+        return self.source.labels[self.indices]
 
 
 class EmptySource:

@@ -1,7 +1,9 @@
 """Readable class names from a `class_names.txt` file."""
 
+from collections.abc import Sequence
 import os
 import pathlib
+import unicodedata
 
 from absl import logging
 
@@ -31,7 +33,7 @@ def readable_names(
         path = pathlib.Path(folder, FILE_NAME)
         if path.is_file():
             names = _read(path)
-            if unknown := sorted(names.keys() - set(class_names)):
+            if unknown := sorted(names.keys() - set(map(comparable, class_names))):
                 logging.warning(
                     "%s: %d of %d lines match no class of the dataset, e.g. %r",
                     path,
@@ -39,12 +41,26 @@ def readable_names(
                     len(names),
                     unknown[0],
                 )
-            return tuple(names.get(name, name) for name in class_names)
+            return tuple(names.get(comparable(name), name) for name in class_names)
     return class_names
 
 
+def comparable(name: str) -> str:
+    """Returns the same string for class names that look the same.
+
+    Accents may be stored as part of a letter or as a character of their own, depending on
+    the file system that a folder was created on.
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def are_same(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Returns whether two lists of class names look the same."""
+    return list(map(comparable, names)) == list(map(comparable, others))
+
+
 def _read(path: pathlib.Path) -> dict[str, str]:
-    """Returns the readable name of each class in a file."""
+    """Returns the readable name of each class, given its `comparable` name."""
     names = {}
     for number, line in enumerate(read_user_text(path).split("\n"), 1):
         if not line.strip():
@@ -56,5 +72,5 @@ def _read(path: pathlib.Path) -> dict[str, str]:
                 f"{path}, line {number}: expected a class and its readable name, "
                 f"got {line.strip()!r}"
             )
-        names[name] = readable
+        names[comparable(name)] = readable
     return names

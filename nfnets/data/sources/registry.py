@@ -1,11 +1,14 @@
 """Opens datasets by name."""
 
+from collections.abc import Callable
 from typing import Literal
+
+from absl import logging
 
 from nfnets.data.sources import synthetic
 from nfnets.data.sources.base import Dataset
 from nfnets.data.sources.digits import open_digits
-from nfnets.data.sources.folder import open_folder
+from nfnets.data.sources.folder import FolderOptions, open_folder
 from nfnets.errors import UserError
 
 SOURCES = "digits, synthetic[:N], folder:PATH, tfds:NAME[:VERSION]"
@@ -18,8 +21,10 @@ def open_dataset(
     train_split: str = "train",
     eval_split: str = "validation",
     num_classes: int | None = None,
-    index_dir: str | None = None,
     splits: Literal["both", "eval"] = "both",
+    eval_fraction: float = 0.0,
+    seed: int = 0,
+    log: Callable[[str], None] = logging.warning,
 ) -> Dataset:
     """Opens a dataset.
 
@@ -31,13 +36,21 @@ def open_dataset(
         subfolder. Ignored for digits and synthetic data, whose splits are fixed.
       eval_split: evaluation split, likewise.
       num_classes: number of classes of synthetic data; None: 1,000. Ignored otherwise.
-      index_dir: directory for the index of an image folder that is not writable.
       splits: `eval` leaves `train` of a folder or TFDS dataset empty.
+      eval_fraction: of an image folder without an evaluation split: share of the training
+        images of each class that is held out for evaluation, in [0, 1).
+      seed: determines the images that are held out.
+      log: receives lines about files of an image folder that are left out.
 
     Raises:
       UserError: the source is unknown or cannot be opened.
     """
     kind, _, rest = source.partition(":")
+    if eval_fraction and kind != "folder":
+        raise UserError(
+            f"data.eval_fraction={eval_fraction} is for image folders, not {source}; "
+            "set it to 0 (splits of tfds: data.train_split='train[:90%]')"
+        )
     if kind == "digits" and not rest:
         return open_digits()
     if kind == "synthetic":
@@ -51,10 +64,14 @@ def open_dataset(
     if kind == "folder" and rest:
         return open_folder(
             rest,
-            train_split=train_split,
-            eval_split=eval_split,
-            index_dir=index_dir,
-            with_train=splits == "both",
+            FolderOptions(
+                train_split=train_split,
+                eval_split=eval_split,
+                eval_fraction=eval_fraction,
+                seed=seed,
+                with_train=splits == "both",
+                log=log,
+            ),
         )
     if kind == "tfds" and rest:
         # Imported here because it takes a second.

@@ -107,10 +107,7 @@ def open_tfds(
     """
     folder = find_prepared(dataset, data_dir)
     if folder is None:
-        raise UserError(
-            f"tfds:{dataset} is not prepared in {default_data_dir(data_dir)}; "
-            f"prepare it with: {prepare_command(dataset, data_dir)}"
-        )
+        raise UserError(_not_prepared(dataset, data_dir))
     builder = tfds.builder_from_directory(folder)
     if not has_readable_files(builder):
         raise UserError(
@@ -170,6 +167,20 @@ def prepare_command(dataset: str, data_dir: str | None) -> str:
     """Returns the command line that prepares a dataset."""
     command = f"python -m nfnets prepare {shlex.quote(dataset)}"
     return command if data_dir is None else f"{command} --data_dir={shlex.quote(data_dir)}"
+
+
+def _not_prepared(dataset: str, data_dir: str | None) -> str:
+    """Returns the message for a dataset that is not prepared."""
+    message = f"tfds:{dataset} is not prepared in {default_data_dir(data_dir)}; "
+    command = prepare_command(dataset, data_dir)
+    if not re.match(r"imagenet2012(:|$)", dataset):
+        return f"{message}prepare it with: {command}"
+    return (
+        f"{message}(1) if its archives are extracted to PATH/train/CLASS and "
+        f"PATH/val/CLASS, set data.source=folder:PATH; or (2) prepare it from the archives "
+        f"with: {command} --manual_dir=FOLDER_WITH_THE_TARS; or (3) for a trial without "
+        "data, set data.source=synthetic"
+    )
 
 
 def _check_features(builder: tfds.core.DatasetBuilder, dataset: str) -> None:

@@ -1,32 +1,37 @@
-"""Image folders: scanning, the index file, and errors."""
+"""Image folders: scanning, images held out, and errors."""
 
+import errno
 import os
 import shutil
-import time
+import unicodedata
 
+import cv2
 import numpy as np
 import pytest
 
 from nfnets import data
-from nfnets.data.sources import folder
+from nfnets.data.sources import folder_files, listing
 from nfnets.errors import UserError
 from tests.data.helpers import encoded, picture, write_folder
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of two classes that has not changed for an hour."""
+    """A folder of two classes."""
     root = tmp_path / "pictures"
     write_folder(root, {"train": {"dog": 3, "cat": 2}, "val": {"cat": 1, "dog": 1}})
-    return settle(root)
-
-
-def settle(root):
-    """Makes every directory under `root` old enough for an index file."""
-    hour_ago = time.time() - 3600
-    for path, _, _ in os.walk(root):
-        os.utime(path, (hour_ago, hour_ago))
     return root
+
+
+def write_odd_files(folder):
+    """Writes images without a usual name, and other files."""
+    image = encoded(picture(), ".jpg")
+    (folder / "no_suffix").write_bytes(image)
+    (folder / "odd.jpg_original").write_bytes(encoded(picture(), ".png"))
+    (folder / "scan.TIF").write_bytes(encoded(picture(), ".tif"))
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x20ftypheic")
+    (folder / "raw.nef").write_bytes(encoded(picture(), ".tif"))
+    (folder / "notes.txt").write_bytes(b"P1 is not an image")
 
 
 def names(source):
@@ -112,10 +117,16 @@ def test_evaluation_split_alone(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"val": {"a": 1}}, "train does not exist; check data.train_split"),
-        ({"train": {"a": 1}}, "validation does not exist; check data.eval_split"),
+        ({"val": {"a": 1}}, "train does not exist; .* has val; check data.train_split"),
+        ({"train": {"a": 1}}, "validation does not exist; set data.eval_fraction=0.1"),
         ({"train": {".": 1}, "val": {"a": 1}}, "train has no class folders"),
-        ({"train": {"a": 0}, "val": {"a": 1}}, "train has no images; expected .jpg/.jpeg"),
+        ({"train": {"a": 0}, "val": {"a": 1}}, "train has no images; expected JPEG, PNG, "),
+        (
+            {"train": {"a": 1}, "test": {"a": 1}, "valid": {"a": 1}, "other": {"a": 1}},
+            "validation does not exist; .* has test, valid: set data.eval_split=test, or",
+        ),
+        ({"cat": {".": 2}, "dog": {".": 1}}, r"expected .*CLASS/IMAGE; .*\(cat, dog\) are"),
+        ({}, "expected .*/train/CLASS/IMAGE and .*/val/CLASS/IMAGE, but .* has no folders"),
         ({"train": {"a": 1, "b": 0}, "val": {"a": 1}}, "1 class folders .* e.g. b;"),
         ({"train": {"a": 1}, "val": {"a": 1, "x": 1}}, "not in the training .* e.g. x;"),
     ],
@@ -125,6 +136,12 @@ def test_incomplete_folders_are_errors(tmp_path, counts, message):
     with pytest.raises(UserError, match=message) as caught:
         data.open_dataset(f"folder:{tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+def test_images_without_a_class_are_told_the_layout(tmp_path):
+    write_folder(tmp_path.parent, {tmp_path.name: {".": 3}})
+    with pytest.raises(UserError, match=r"train/CLASS/IMAGE .* 3 images without a class"):
+        data.open_dataset(f"folder:{tmp_path}")
 
 
 def test_links_are_followed_but_not_in_cycles(tmp_path):
@@ -144,7 +161,7 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     def forbid(path):
         raise PermissionError(13, "Permission denied", str(path / "a"))
 
-    monkeypatch.setattr(folder, "scan", forbid)
+    monkeypatch.setattr(folder_files, "scan", forbid)
     with pytest.raises(UserError, match=r"cannot read .*train/a: Permission denied"):
         data.open_dataset(f"folder:{tmp_path}")
 
@@ -156,101 +173,138 @@ def test_deleted_file_is_unreadable(pictures):
         _ = source[1]
 
 
-def count_scans(monkeypatch):
-    """Returns a list that grows with every scan."""
-    scans = []
-    scan = folder.scan
-
-    def counting(root):
-        scans.append(root)
-        return scan(root)
-
-    monkeypatch.setattr(folder, "scan", counting)
-    return scans
-
-
-def test_index_is_used_until_the_folder_changes(pictures, monkeypatch):
-    scans = count_scans(monkeypatch)
-    first = data.open_dataset(f"folder:{pictures}")
-    assert len(scans) == 2
-    second = data.open_dataset(f"folder:{pictures}")
-    assert len(scans) == 2  # no new scan
-    assert names(second.train) == names(first.train)
-    assert labels(second.train) == labels(first.train)
-    assert second.class_names == first.class_names
-    np.testing.assert_array_equal(second.train.files.offsets, first.train.files.offsets)
-
-
-@pytest.mark.parametrize("change", ["add", "remove", "rename", "new class", "nested"])
-def test_index_is_dropped_when_the_folder_changes(pictures, monkeypatch, change):
-    data.open_dataset(f"folder:{pictures}")
-    scans = count_scans(monkeypatch)
-    cat = pictures / "train/cat"
-    image = (cat / "train_cat_0.jpg").read_bytes()
-    expected = 5
-    if change == "add":
-        (cat / "new.jpg").write_bytes(image)
-        expected = 6
-    elif change == "remove":
-        (cat / "train_cat_0.jpg").unlink()
-        expected = 4
-    elif change == "rename":
-        (cat / "train_cat_0.jpg").rename(cat / "renamed.jpg")
-    else:
-        new = pictures / "train/ape" if change == "new class" else cat / "more"
-        new.mkdir()
-        (new / "1.jpg").write_bytes(image)
-        expected = 6
-    dataset = data.open_dataset(f"folder:{pictures}")
-    assert scans == [pictures / "train"]
-    assert len(dataset.train) == expected
-    assert ("ape" in dataset.class_names) == (change == "new class")
-    assert ("renamed.jpg" in names(dataset.train)) == (change == "rename")
-
-
-def test_index_of_a_changing_folder_is_not_written(tmp_path, monkeypatch):
-    write_folder(tmp_path, {"train": {"a": 1}, "val": {"a": 1}})
-    scans = count_scans(monkeypatch)
-    data.open_dataset(f"folder:{tmp_path}")
-    data.open_dataset(f"folder:{tmp_path}")
-    assert len(scans) == 4
-    assert not list(tmp_path.glob(".nfnets_index*"))
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "half", "other version"])
-def test_damaged_index_is_rebuilt(pictures, monkeypatch, damage):
-    data.open_dataset(f"folder:{pictures}")
-    file = pictures / ".nfnets_index_train.npz"
-    content = file.read_bytes()
-    if damage == "other version":
-        with np.load(file) as arrays:
-            np.savez(file, **{**arrays, "version": 99})
-    else:
-        half = content[: len(content) // 2]
-        file.write_bytes({"empty": b"", "text": b"what?", "half": half}[damage])
-    scans = count_scans(monkeypatch)
-    assert len(data.open_dataset(f"folder:{pictures}").train) == 5
-    assert scans == [pictures / "train"]
-    assert file.read_bytes() == content
-
-
-def test_index_has_a_fallback_directory(pictures, tmp_path, monkeypatch):
-    # A folder of that name, since file permissions do not stop root.
-    (pictures / ".nfnets_index_train.npz").mkdir()
-    settle(pictures)
-    scans = count_scans(monkeypatch)
-    for _ in range(2):
-        dataset = data.open_dataset(f"folder:{pictures}", index_dir=str(tmp_path / "index"))
-        assert len(dataset.train) == 5
-    assert len(scans) == 2
-    assert len(list((tmp_path / "index").glob("index_*.npz"))) == 1
-    # Without the fallback, every start scans.
-    assert len(data.open_dataset(f"folder:{pictures}").train) == 5
-    assert len(scans) == 3
-
-
 def test_class_names_file(pictures):
     (pictures / "class_names.txt").write_text("dog  a good dog\n")
     for splits in ("both", "eval"):
         dataset = data.open_dataset(f"folder:{pictures}", splits=splits)
         assert dataset.class_names == ("cat", "a good dog")
+
+
+def test_images_are_recognized_by_content_and_others_are_named(pictures):
+    write_odd_files(pictures / "train/cat")
+    (pictures / "train/loose.jpg").write_bytes(b"")
+    lines = []
+    dataset = data.open_dataset(f"folder:{pictures}", log=lines.append)
+    assert names(dataset.train)[:5] == [
+        "no_suffix",
+        "odd.jpg_original",
+        "scan.TIF",
+        "train_cat_0.jpg",
+        "train_cat_1.jpg",
+    ]
+    for index in range(5):
+        assert data.decode(dataset.train[index].image).shape == (40, 50, 3)
+    formats = ", ".join(listing.FORMATS)
+    assert lines == [
+        f"{pictures}/train: left out 3 files that are not images of a known format "
+        f"({formats}): cat/notes.txt, cat/phone.heic, cat/raw.nef",
+        f"{pictures}/train: left out images in no class (1): loose.jpg",
+    ]
+
+
+@pytest.mark.parametrize("name", listing.FORMATS)
+def test_formats_are_recognized_and_decoded(name):
+    image = picture() if name != "PNM" else picture()[..., :1]
+    suffix = ".pgm" if name == "PNM" else listing.FORMATS[name][0][0]
+    file = encoded(np.ascontiguousarray(image), suffix)
+    assert listing.sniff(file[:16]) == name
+    assert cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def test_a_replaced_folder_is_listed_again(pictures):
+    """With the times of its directories restored, as an archive's are."""
+    cat = pictures / "train/cat"
+    assert len(data.open_dataset(f"folder:{pictures}").train) == 5
+    times = os.stat(cat)
+    (cat / "train_cat_0.jpg").rename(cat / "other.jpg")
+    os.utime(cat, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert names(data.open_dataset(f"folder:{pictures}").train)[0] == "other.jpg"
+
+
+COMPOSED = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
+
+
+def test_accents_may_be_stored_in_two_ways(tmp_path):
+    write_folder(tmp_path, {"train": {COMPOSED: 1, "b": 1}, "val": {DECOMPOSED: 1}})
+    dataset = data.open_dataset(f"folder:{tmp_path}")
+    assert dataset.class_names == ("b", COMPOSED)
+    assert labels(dataset.evaluation) == [1]
+    write_folder(tmp_path, {"train": {DECOMPOSED: 1}})
+    with pytest.raises(
+        UserError, match=r"'cafe\\u0301' and 'caf\\xe9' in .* look the same"
+    ):
+        data.open_dataset(f"folder:{tmp_path}")
+
+
+def held_out(path, **options):
+    dataset = data.open_dataset(f"folder:{path}", **{"eval_fraction": 0.25} | options)
+    train, evaluation = names(dataset.train), names(dataset.evaluation)
+    assert not set(train) & set(evaluation)
+    return train, evaluation
+
+
+def test_a_fraction_of_each_class_is_held_out(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 12, "b": 4, "c": 2, "d": 1}})
+    train, evaluation = held_out(tmp_path)
+    assert len(train) + len(evaluation) == 19
+    counts = [sum(f"_{name}_" in file for file in evaluation) for name in "abcd"]
+    assert counts == [3, 1, 1, 0]
+    # The choice is pinned: another one would train on images that were held out.
+    assert [name[6:-4] for name in evaluation] == ["a_11", "a_4", "a_9", "b_1", "c_1"]
+    assert held_out(tmp_path, seed=1)[1] != evaluation
+    assert held_out(tmp_path, splits="eval") == ([], evaluation)
+    # A folder of the classes alone, and files in another order.
+    assert held_out(tmp_path / "train") == (train, evaluation)
+    (tmp_path / "train/a/train_a_0.jpg").unlink()
+    assert len(set(held_out(tmp_path)[1]) & set(evaluation)) >= 4
+
+
+def test_a_fraction_and_a_folder_exclude_each_other(pictures):
+    with pytest.raises(UserError, match=r"eval_fraction=0.25 .* folder .*/val; set .*=0"):
+        held_out(pictures)
+    lines = []
+    _, evaluation = held_out(pictures, splits="eval", log=lines.append)
+    assert evaluation == ["val_cat_0.jpg", "val_dog_0.jpg"]
+    assert lines == [f"{pictures}/val is evaluated, not the images that are held out"]
+
+
+def test_fractions_that_cannot_be_held_out(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 1, "b": 1}})
+    with pytest.raises(UserError, match="no class in .*/train has two images"):
+        held_out(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "Training")
+    with pytest.raises(UserError, match=r"has Training; check data.train_split"):
+        held_out(tmp_path)
+    with pytest.raises(UserError, match=r"is for image folders, not digits"):
+        data.open_dataset("digits", eval_fraction=0.1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("defect", ["text", "empty", "cut", "missing"])
+def test_unusable_evaluation_files_are_found(pictures, fraction, defect):
+    root = pictures / "train" if fraction else pictures
+    dataset = data.open_dataset(f"folder:{root}", eval_fraction=fraction)
+    data.check_files(dataset.evaluation)
+    path = dataset.evaluation[0].name
+    content = {"text": b"no image", "empty": b"", "cut": dataset.evaluation[0].image[:-9]}
+    if defect == "missing":
+        os.unlink(path)
+    else:
+        with open(path, "wb") as file:
+            file.write(content[defect])
+    reason = os.strerror(errno.ENOENT) if defect == "missing" else "empty|not an image"
+    with pytest.raises(UserError, match=rf"^1 of [23] evaluation .*: {path}: .*({reason})"):
+        data.check_files(dataset.evaluation)
+
+
+def test_other_formats_are_checked_by_decoding(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 1}, "val": {"a": 1}}, ".bmp")
+    dataset = data.open_dataset(f"folder:{tmp_path}")
+    data.check_files(dataset.evaluation)
+    data.check_files(data.open_dataset("digits").evaluation)
+    path = dataset.evaluation[0].name
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match=r"val_a_0\.bmp: not an image"):
+        data.check_files(dataset.evaluation)

@@ -13,7 +13,7 @@ import pytest
 
 from nfnets import data
 from nfnets.data import pipeline
-from nfnets.data.sources import folder, retries
+from nfnets.data.sources import folder_files, retries
 from nfnets.errors import UserError
 from tests.data.helpers import FlakySource, NumberedSource, write_folder
 from tests.data.sources.tfds_files import write_dataset
@@ -259,7 +259,7 @@ def test_missing_file_is_a_bad_record_at_once(pictures):
 
 
 def test_folder_is_scanned_again_after_a_failure(pictures, monkeypatch):
-    scan, failed = folder.scan, []
+    scan, failed = folder_files.scan, []
 
     def flaky_scan(root):
         if not failed:
@@ -267,7 +267,7 @@ def test_folder_is_scanned_again_after_a_failure(pictures, monkeypatch):
             raise OSError(errno.ESTALE, "Stale file handle", str(root))
         return scan(root)
 
-    monkeypatch.setattr(folder, "scan", flaky_scan)
+    monkeypatch.setattr(folder_files, "scan", flaky_scan)
     assert len(data.open_dataset(f"folder:{pictures}").train) == 4
     assert failed == [pictures / "train"]
 

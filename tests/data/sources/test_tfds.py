@@ -79,6 +79,12 @@ def test_class_names_file_beside_the_data(tmp_path):
             r"not prepared in .*: python -m nfnets prepare tiny:2.0.0 --data_",
         ),
         ("mnist", {}, r"prepare it with: python -m nfnets prepare mnist --data_dir=/"),
+        (
+            "imagenet2012",
+            {},
+            r"not prepared in .*set data.source=folder:PATH; or .*: python -m nfnets "
+            r"prepare imagenet2012 --data_dir=.* --manual_dir=.*; or .*source=synthetic$",
+        ),
         ("tiny", {"train_split": "dev"}, r"data.train_split='dev'.*it has train, vali"),
         ("tiny", {"eval_split": "train[:"}, r"data.eval_split='train\[:' is not a split"),
         ("tiny", {"eval_split": "train[:0]"}, r"is not a split of .* or is empty"),
