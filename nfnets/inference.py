@@ -52,6 +52,12 @@ class Classifier:
         mean_rgb, stddev_rgb = self.info.mean_rgb, self.info.stddev_rgb
         assert mean_rgb is not None and stddev_rgb is not None  # of every classifier
         images = normalize_images(images, mean_rgb, stddev_rgb)
+        return self.probabilities_of(params, state, images)
+
+    def probabilities_of(
+        self, params: Params, state: State, images: jax.Array
+    ) -> jax.Array:
+        """As `probabilities`, of normalized images, float32 [N, S, S, 3]."""
         outputs, _ = self.model.apply(params, state, None, images)
         return jax.nn.softmax(outputs["logits"])
 

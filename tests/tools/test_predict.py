@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -341,3 +342,62 @@ def test_an_export_of_a_newer_jax(classifier, tmp_path):
         inference.load_export(str(out))
     with pytest.raises(UserError, match="not a folder of nfnets export"):
         inference.load_export(str(tmp_path))
+
+
+def _normalized(classifier, images):
+    info = classifier.info
+    return (images - np.float32(info.mean_rgb)) / np.float32(info.stddev_rgb)
+
+
+def test_an_export_for_normalized_images(weights, classifier, tmp_path):
+    images = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    export.main([f"--weights={weights}", f"--out={tmp_path}/e", "--input=float32"])
+    got = inference.load_export(f"{tmp_path}/e")(_normalized(classifier, images))
+    np.testing.assert_allclose(got, classifier.compile()(images), rtol=1e-4)
+    assert json.loads((tmp_path / "e/model.json").read_text())["input_dtype"] == "float32"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx"), reason="jax2onnx is installed")
+def test_onnx_without_its_packages_is_one_line(weights, tmp_path):
+    out = tmp_path / "exported"
+    with pytest.raises(UserError, match=r"needs jax2onnx: pip install 'nfnets\[onnx\]'"):
+        export.main([f"--weights={weights}", f"--out={out}", "--format=onnx"])
+    assert not out.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_onnx_runs_in_its_own_runtime(weights, classifier, tmp_path, capsys, dtype):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    command = [f"--weights={weights}", f"--out={tmp_path}", "--format=onnx"]
+    export.main([*command, f"--input={dtype}"])
+    assert "for any runtime of ONNX" in capsys.readouterr().out
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    for count in (1, 3):
+        images = np.random.default_rng(count).integers(
+            0, 256, (count, SIZE, SIZE, 3), np.uint8
+        )
+        given = images if dtype == "uint8" else _normalized(classifier, images)
+        (got,) = session.run(["probabilities"], {"images": given})
+        np.testing.assert_allclose(got, classifier.compile()(images), rtol=1e-4)
+
+
+@pytest.mark.long
+def test_an_onnx_file_that_differs_is_not_written(
+    weights, classifier, tmp_path, monkeypatch
+):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+
+    class Session:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def run(self, names, inputs):
+            return [np.full((len(inputs["images"]), CLASSES), 1 / CLASSES, np.float32)]
+
+    monkeypatch.setattr(runtime, "InferenceSession", Session)
+    with pytest.raises(UserError, match="differ from JAX's by a factor of"):
+        export.write_onnx(classifier, f"{tmp_path}/exported")
+    assert not (tmp_path / "exported").exists()
