@@ -130,6 +130,7 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     preprocessing: str = "resize_crop_32",
+    crop_fraction: float | None = None,
     shard: HostShard | None = None,
     threads: int | None = None,
     workers: int = 0,
@@ -146,6 +147,7 @@ def eval_batches(
         of devices.
       image_size: height and width of the images, pixels.
       preprocessing: see `images.preprocess_eval`.
+      crop_fraction: see `images.preprocess_eval`.
       shard: as in `train_batches`.
       threads: see `Parallelism`.
       workers: see `Parallelism`.
@@ -174,7 +176,11 @@ def eval_batches(
     layout = Layout.choose(batch_size, shard, parallelism)
     records = RetryingSource(source, retries)
     load = _LoadEvalChunk(
-        records=records, layout=layout, image_size=image_size, preprocessing=preprocessing
+        records=records,
+        layout=layout,
+        image_size=image_size,
+        preprocessing=preprocessing,
+        crop_fraction=crop_fraction,
     )
     numbers = range(math.ceil(len(source) / batch_size) * layout.chunks_per_batch)
 
@@ -237,6 +243,7 @@ class _LoadEvalChunk:
     layout: Layout
     image_size: int
     preprocessing: str
+    crop_fraction: float | None
 
     def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
@@ -250,7 +257,11 @@ class _LoadEvalChunk:
             chunk.labels[row] = record.label
             image = images.decode_record(record)
             images.preprocess_eval(
-                image, self.image_size, self.preprocessing, out=chunk.images[row]
+                image,
+                self.image_size,
+                self.preprocessing,
+                self.crop_fraction,
+                out=chunk.images[row],
             )
         return chunk
 

@@ -37,7 +37,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the folder that the command line names."""
     parser = cli.Parser("export", "Export a classifier as StableHLO.")
-    parser.add_argument("--weights", required=True, help="a .safetensors file")
+    cli.add_weights_option(parser, required=True)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument(
         "--platforms", default="cpu,cuda,tpu", help=f"some of {','.join(PLATFORMS)}"

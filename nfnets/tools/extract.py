@@ -85,9 +85,7 @@ def describe_config(config: "Config") -> "WeightsInfo":
     from nfnets.weights import WeightsInfo, describe_model
 
     if ":" in config.model.name:
-        info = WeightsInfo(
-            num_classes=config.model.num_classes, mean_rgb=MEAN_RGB, stddev_rgb=STDDEV_RGB
-        )
+        info = WeightsInfo(num_classes=config.model.num_classes)
     else:
         overrides = dict(config.model.overrides)
         model = create_model(config.model.name, config.model.num_classes, **overrides)
@@ -95,5 +93,10 @@ def describe_config(config: "Config") -> "WeightsInfo":
             overrides["activation"] = config.model.activation
         info = describe_model(model, overrides)
     return dataclasses.replace(
-        info, image_size=config.eval.image_size, preprocessing=config.eval.preprocessing
+        info,
+        image_size=config.eval.image_size,
+        preprocessing=config.eval.preprocessing,
+        crop_fraction=config.eval.crop_fraction,
+        mean_rgb=config.data.mean_rgb or MEAN_RGB,
+        stddev_rgb=config.data.stddev_rgb or STDDEV_RGB,
     )

@@ -117,6 +117,7 @@ def eval_batches(config: Config, dataset: Dataset) -> BatchIterator[EvalBatch]:
         batch_size=config.eval.batch_size,
         image_size=config.eval.image_size,
         preprocessing=config.eval.preprocessing,
+        crop_fraction=config.eval.crop_fraction,
         shard=host_shard(),
         threads=config.data.threads,
         workers=config.data.workers,

@@ -23,8 +23,9 @@ class WeightsInfo:
       image_size: side of the evaluation images, pixels.
       mean_rgb: subtracted from each channel of an image in [0, 255].
       stddev_rgb: divides each channel after that.
-      preprocessing: `resize_crop_32`, `crop_resize` or `resize`; see
+      preprocessing: `resize_crop_32`, `crop_resize`, `resize`, `squash` or `center`; see
         `nfnets.data.preprocess_eval`.
+      crop_fraction: of `squash` and `center`.
       source: where the weights come from, free text.
       checksum: SHA-256 of the tensors, filled in by `save_weights`.
     """
@@ -37,6 +38,7 @@ class WeightsInfo:
     mean_rgb: tuple[Annotated[float, "(-inf, inf)"], ...] | None = None
     stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     preprocessing: str | None = None
+    crop_fraction: Annotated[float, "(0, 1]"] | None = None
     source: str | None = None
     checksum: str | None = None
 
