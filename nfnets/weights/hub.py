@@ -179,7 +179,7 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
         reason = f"it has no revision {revision!r}"
     except errors.LocalEntryNotFoundError:
         reason = f"{file} is not cached, and " + (
-            "HF_HUB_OFFLINE forbids to download it"
+            "HF_HUB_OFFLINE is set"
             if constants.HF_HUB_OFFLINE
             else f"{constants.ENDPOINT} cannot be reached; check the network"
         )
@@ -225,7 +225,7 @@ def _find_url(url: str) -> pathlib.Path:
     if path.is_file():
         return path
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError(f"{url} is not cached, and HF_HUB_OFFLINE forbids to download it")
+        raise UserError(f"{url} is not cached, and HF_HUB_OFFLINE is set")
     try:
         with contextlib.closing(urllib.request.urlopen(url, timeout=30)) as response:
             folder.mkdir(parents=True, exist_ok=True)

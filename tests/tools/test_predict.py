@@ -105,6 +105,14 @@ def test_images_of_a_folder_are_found_in_order(folder):
         predict.find_images([str(folder / "empty")])
 
 
+def test_images_are_cropped_as_the_weights_say(folder):
+    path = folder / "a.jpg"
+    got = predict._load(str(path), 20, "squash", 0.8)
+    want = preprocess_eval(decode(path.read_bytes()), 20, "squash", 0.8)
+    np.testing.assert_array_equal(got, want)
+    assert np.any(got != predict._load(str(path), 20, "squash", 1.0))
+
+
 def test_predictions_are_the_networks(classifier, expected):
     classifier.shapes.clear()
     found, skipped = classify(classifier, list(expected), top=3, batch_size=2)

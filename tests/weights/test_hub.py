@@ -1,10 +1,12 @@
 """Weights by reference: a real client against a hub of this process."""
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 import jax
 import numpy as np
 import pytest
@@ -62,9 +64,10 @@ def fake(tensors, tmp_path, monkeypatch):
         ("HUGGINGFACE_CO_URL_TEMPLATE", template),
         ("HF_HUB_CACHE", str(tmp_path / "cache")),
         ("HF_HUB_OFFLINE", False),
-        ("HF_HUB_DISABLE_XET", True),
     ):
         monkeypatch.setattr(constants, name, value)
+        # Older versions import the constants by name.
+        monkeypatch.setattr(file_download, name, value, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     server.push(
@@ -92,7 +95,7 @@ def test_a_name_brings_the_model_its_weights_and_their_preprocessing(fake, tenso
     assert found.source == "timm checkpoint nfnet_tiny.dm_made_up"
 
 
-def test_files_are_downloaded_once_and_found_offline(fake, monkeypatch):
+def test_files_are_downloaded_once_and_found_offline(fake, tmp_path):
     path = hub.find_weights("nfnet_tiny")
     assert [name for method, name in fake.requests if method == "GET"] == [
         f"/{KNOWN.repository}/resolve/{revision}"
@@ -105,13 +108,27 @@ def test_files_are_downloaded_once_and_found_offline(fake, monkeypatch):
     assert hub.find_weights("nfnet_tiny") == path
     assert [method for method, _ in fake.requests] == ["HEAD"]
     fake.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.find_weights("nfnet_tiny") == path
+    # The client reads its settings when it is imported.
+    program = (
+        "from nfnets.errors import UserError\n"
+        "from nfnets.weights.hub import find_weights\n"
+        f"print(find_weights('hf://{KNOWN.repository}'))\n"
+        "try:\n    find_weights('hf://me/x')\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    settings = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    lines = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **settings, "HF_ENDPOINT": fake.endpoint},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert lines == [
+        str(path),
+        "hf://me/x: model.safetensors is not cached, and HF_HUB_OFFLINE is set",
+    ]
     assert not fake.requests
-    with pytest.raises(
-        UserError, match=r"^hf://me/x: model.safetensors is not cached, and HF"
-    ):
-        hub.find_weights("hf://me/x")
 
 
 def test_without_a_network_cached_files_are_taken(fake, monkeypatch):
@@ -207,7 +224,7 @@ def test_urls(fake, tensors, monkeypatch, capsys):
     params = from_timm(tensors)
     fake.urls["/bucket/F0_haiku.npz"] = pickle.dumps(params, 4)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=f"{url} is not cached, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(UserError, match=f"{url} is not cached, and HF_HUB_OFFLINE is set"):
         hub.find_weights(url)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert_same_trees(nfnets.load_weights(url)[0], params)
