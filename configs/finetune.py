@@ -1,7 +1,7 @@
 """Fine-tuning of published or own weights on your images in folders, on one GPU.
 
     python train.py --config=configs/finetune.py --workdir=runs/mine \
-        --config.init_from=FILE.safetensors --config.data.source=folder:PATH
+        --config.init_from=nfnet_f0 --config.data.source=folder:PATH
 
 The classifier is re-initialized if the number of classes differs. Without
 --config.init_from, training starts from random weights, which needs many more images

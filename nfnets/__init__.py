@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from nfnets.optim.agc import adaptive_grad_clip
     from nfnets.optim.optimizer import create_optimizer
     from nfnets.optim.sam import sam_perturbation
-    from nfnets.weights.files import load_weights, read_weights_info, save_weights
+    from nfnets.weights.files import save_weights
+    from nfnets.weights.folders import save_pretrained
     from nfnets.weights.info import WeightsInfo
+    from nfnets.weights.reading import from_pretrained, load_weights, read_weights_info
 
 __version__ = "0.2.0"
 
@@ -28,10 +30,12 @@ __all__ = [
     "create_model",
     "create_optimizer",
     "fold",
+    "from_pretrained",
     "list_models",
     "load_weights",
     "read_weights_info",
     "sam_perturbation",
+    "save_pretrained",
     "save_weights",
 ]
 
@@ -45,7 +49,9 @@ __getattr__, __dir__ = lazy.attach(
         "nfnets.optim.agc": ("adaptive_grad_clip",),
         "nfnets.optim.optimizer": ("create_optimizer",),
         "nfnets.optim.sam": ("sam_perturbation",),
-        "nfnets.weights.files": ("load_weights", "read_weights_info", "save_weights"),
+        "nfnets.weights.files": ("save_weights",),
+        "nfnets.weights.folders": ("save_pretrained",),
         "nfnets.weights.info": ("WeightsInfo",),
+        "nfnets.weights.reading": ("from_pretrained", "load_weights", "read_weights_info"),
     },
 )

@@ -30,6 +30,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+class WeightsReference(str):
+    """Option that names weights: a local path, `hf://...` or a URL."""
+
+
 class Parser(argparse.ArgumentParser):
     """Parses `--name=value` options; a mistake is a `UserError`."""
 
@@ -53,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         options = super().parse_args(args, namespace)
         for values in vars(options).values():
             for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, str):
+                if isinstance(value, str) and not isinstance(value, WeightsReference):
                     local_path(value)
         return options
 
@@ -111,6 +115,19 @@ class ConfigParser(Parser):
         overrides = [a for a in arguments if a.startswith(_OVERRIDE)]
         options = self.parse_args([a for a in arguments if a not in overrides])
         return options, [a.removeprefix(_OVERRIDE) for a in overrides]
+
+
+def add_weights_option(
+    parser: argparse.ArgumentParser, *, required: bool = False, note: str = ""
+) -> None:
+    """Adds `--weights`, also called `--model`, for `nfnets.weights.find_weights`."""
+    parser.add_argument(
+        *("--weights", "--model"),
+        type=WeightsReference,
+        required=required,
+        help="a weights file, a name such as nfnet_f0 (`nfnets models --pretrained`), "
+        f"hf://OWNER/REPOSITORY or a URL{note}",
+    )
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

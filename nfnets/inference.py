@@ -15,9 +15,9 @@ from nfnets.models.folding import can_fold
 from nfnets.weights import (
     WeightsInfo,
     describe_model,
-    load_weights,
+    fit_weights,
     model_of,
-    read_weights_info,
+    read_weights,
 )
 
 
@@ -97,15 +97,15 @@ def load_classifier(path: str) -> Classifier:
     """Reads a weights file and builds its model.
 
     Args:
-      path: a file of `nfnets.save_weights` with its model and number of classes in its
-        metadata.
+      path: a weights file, or another reference; see `nfnets.weights.hub`. The model
+        and the number of classes must be known.
 
     Raises:
       UserError: the file is missing or does not fit its model.
     """
-    info = read_weights_info(path)
+    params, state, info = read_weights(path)
     model = model_of(info, path)
-    params, state = load_weights(path, model)
+    params, state = fit_weights(path, params, state, model)
     return make_classifier(model, params, state, info)
 
 

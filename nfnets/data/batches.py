@@ -137,6 +137,7 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     preprocessing: str = "resize_crop_32",
+    crop_fraction: float | None = None,
     shard: HostShard | None = None,
     threads: int | None = None,
     workers: int = 0,
@@ -154,6 +155,7 @@ def eval_batches(
         of devices.
       image_size: height and width of the images, pixels.
       preprocessing: see `images.preprocess_eval`.
+      crop_fraction: see `images.preprocess_eval`.
       shard: as in `train_batches`.
       threads: see `Parallelism`.
       workers: see `Parallelism`.
@@ -188,6 +190,7 @@ def eval_batches(
         image_size=image_size,
         preprocessing=preprocessing,
         apply_exif=apply_exif,
+        crop_fraction=crop_fraction,
     )
     numbers = range(math.ceil(len(source) / batch_size) * layout.chunks_per_batch)
 
@@ -273,6 +276,7 @@ class _LoadEvalChunk:
     image_size: int
     preprocessing: str
     apply_exif: bool
+    crop_fraction: float | None
 
     def __call__(self, chunk_number: int) -> Chunk:
         step, places = self.layout.locate(chunk_number)
@@ -286,7 +290,11 @@ class _LoadEvalChunk:
             chunk.labels[row] = record.label
             image = images.decode_record(record, apply_exif=self.apply_exif)
             images.preprocess_eval(
-                image, self.image_size, self.preprocessing, out=chunk.images[row]
+                image,
+                self.image_size,
+                self.preprocessing,
+                self.crop_fraction,
+                out=chunk.images[row],
             )
         return chunk
 

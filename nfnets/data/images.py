@@ -17,7 +17,9 @@ from nfnets.errors import UserError
 # NFNet code.
 EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
-EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
+# Side of the center crop divided by that of the resized image: timm's default.
+CROP_FRACTION = 0.875
+EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize", "squash", "center")
 
 _DECODE_FLAGS = {
     True: cv2.IMREAD_COLOR_RGB,
@@ -172,7 +174,11 @@ def random_crop(
 
 
 def preprocess_eval(
-    image: np.ndarray, size: int, method: str, out: np.ndarray | None = None
+    image: np.ndarray,
+    size: int,
+    method: str,
+    crop_fraction: float | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Resizes and crops an image for evaluation.
 
@@ -182,7 +188,10 @@ def preprocess_eval(
       method: `resize_crop_32` resizes to `size + 32` in height and width, ignoring the
         aspect ratio, and crops the center (NFNets). `crop_resize` crops a central square
         with `size / (size + 32)` of the shorter side and resizes it (ResNets). `resize`
-        resizes the whole image (for images that fill their frame).
+        resizes the whole image (for images that fill their frame). `squash` and `center`
+        are timm's: they resize with antialiasing to `size / crop_fraction`, in height and
+        width or the shorter side, and crop the center.
+      crop_fraction: of `squash` and `center`, in (0, 1]; None: `CROP_FRACTION`.
       out: uint8 [S, S, 3] that receives the result; None: a new array.
 
     Returns:
@@ -206,6 +215,17 @@ def preprocess_eval(
         return _resize(image[top : top + side, left : left + side], size, size, out)
     if method == "resize":
         return _resize(image, size, size, out)
+    if method in ("squash", "center"):
+        side = math.floor(size / (crop_fraction or CROP_FRACTION))
+        height, width = image.shape[:2]
+        shorter = min(height, width) if method == "center" else None
+        height, width = (side * n // (shorter or n) for n in (height, width))
+        # Rounded to the nearest, as by torchvision.
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        resized = _resize_antialiased(image, height, width)
+        result = np.empty((size, size, 3), np.uint8) if out is None else out
+        result[...] = resized[top : top + size, left : left + size]
+        return result
     raise UserError(
         f"unknown preprocessing {method!r}; choose one of {', '.join(EVAL_METHODS)}"
     )
@@ -216,3 +236,26 @@ def _resize(
 ) -> np.ndarray:
     """Resizes with bicubic interpolation, no antialiasing, as in the published code."""
     return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)
+
+
+def _resize_antialiased(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes with bicubic interpolation that averages when it shrinks, as by Pillow."""
+    for size in (width, height):
+        image = image.transpose(1, 0, 2)
+        rows = image.reshape(len(image), -1).astype(np.float32)
+        resized = _bicubic_weights(len(image), size) @ rows
+        image = np.clip(np.rint(resized), 0, 255).astype(np.uint8).reshape(size, -1, 3)
+    return image
+
+
+def _bicubic_weights(length: int, new_length: int) -> np.ndarray:
+    """Returns the weights of the old pixels in each new one, float32 [new, old]."""
+    scale = length / new_length
+    centers = (np.arange(new_length) + 0.5) * scale
+    distances = np.arange(length) + 0.5 - centers[:, None]
+    x = np.minimum(np.abs(distances) / max(scale, 1.0), 2.0)
+    # Keys' cubic with a = -1/2; zero from 2 on.
+    weights = np.where(
+        x < 1, (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    )
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -13,19 +13,20 @@ STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 def normalize_images(
     images: jax.Array,
-    mean_rgb: Sequence[float] = MEAN_RGB,
-    stddev_rgb: Sequence[float] = STDDEV_RGB,
+    mean_rgb: Sequence[float] | None = None,
+    stddev_rgb: Sequence[float] | None = None,
 ) -> jax.Array:
     """Subtracts each channel's mean and divides by its standard deviation.
 
     Args:
       images: uint8 or float [..., 3], in [0, 255].
-      mean_rgb: means of the three channels, on the scale of the images.
-      stddev_rgb: standard deviations of the three channels.
+      mean_rgb: means of the three channels, on the scale of the images; None:
+        `MEAN_RGB`.
+      stddev_rgb: standard deviations of the three channels; None: `STDDEV_RGB`.
 
     Returns:
       float32 [..., 3].
     """
-    mean = jnp.asarray(mean_rgb, jnp.float32)
-    stddev = jnp.asarray(stddev_rgb, jnp.float32)
+    mean = jnp.asarray(MEAN_RGB if mean_rgb is None else mean_rgb, jnp.float32)
+    stddev = jnp.asarray(STDDEV_RGB if stddev_rgb is None else stddev_rgb, jnp.float32)
     return (images.astype(jnp.float32) - mean) / stddev

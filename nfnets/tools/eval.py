@@ -1,7 +1,7 @@
 """Evaluates a run, or a weights file.
 
 nfnets eval --workdir=runs/digits
-nfnets eval --config=configs/nfnet_f0.py --weights=f0.safetensors
+nfnets eval --config=configs/nfnet_f0.py --weights=nfnet_f0
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--step", type=step, help="checkpoint of the run, or best (default: the newest)"
     )
-    parser.add_argument("--weights", help="a .safetensors file, in place of a run")
+    cli.add_weights_option(parser, note="; in place of a run")
     parser.add_argument(
         "--report",
         nargs="?",

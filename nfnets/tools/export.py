@@ -50,7 +50,7 @@ _TOLERANCE = 1e-3
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the folder that the command line names."""
     parser = cli.Parser("export", "Export a classifier as StableHLO or ONNX.")
-    parser.add_argument("--weights", required=True, help="a .safetensors file")
+    cli.add_weights_option(parser, required=True)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo")
     parser.add_argument(

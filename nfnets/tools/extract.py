@@ -85,9 +85,7 @@ def describe_config(config: "Config") -> "WeightsInfo":
     from nfnets.weights import WeightsInfo, describe_model
 
     if ":" in config.model.name:
-        info = WeightsInfo(
-            num_classes=config.model.num_classes, mean_rgb=MEAN_RGB, stddev_rgb=STDDEV_RGB
-        )
+        info = WeightsInfo(num_classes=config.model.num_classes)
     else:
         overrides = dict(config.model.overrides)
         model = create_model(config.model.name, config.model.num_classes, **overrides)
@@ -99,4 +97,7 @@ def describe_config(config: "Config") -> "WeightsInfo":
         image_size=config.eval.image_size,
         preprocessing=config.eval.preprocessing,
         apply_exif=config.data.apply_exif,
+        crop_fraction=config.eval.crop_fraction,
+        mean_rgb=config.data.mean_rgb or MEAN_RGB,
+        stddev_rgb=config.data.stddev_rgb or STDDEV_RGB,
     )

@@ -1,6 +1,7 @@
 """Shows the content of a weights file.
 
     nfnets info f0.safetensors
+    nfnets info nfnet_f0
 
 prints the metadata, and the number, size and dtypes of the arrays, without loading them.
 For files of other formats it prints how to convert them.
@@ -11,11 +12,14 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
+import pathlib
 import shlex
 from typing import Any
 
 from nfnets import cli
-from nfnets.weights.files import identify_format, open_safetensors, read_weights_info
+from nfnets.weights.files import identify_format, open_safetensors
+from nfnets.weights.hub import find_weights
+from nfnets.weights.reading import read_weights_info
 
 _OTHERS = {
     "timm": "a PyTorch state dictionary, such as timm's",
@@ -27,19 +31,28 @@ _SHOWN_CLASSES = 3
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the content of the file that the command line names."""
     parser = cli.Parser("info", "Show the content of a weights file.")
-    parser.add_argument("file", help="weights file")
-    path = parser.parse_args(arguments).file
+    parser.add_argument(
+        "file",
+        type=cli.WeightsReference,
+        help="weights file, name, hf://OWNER/REPOSITORY or URL",
+    )
+    reference = parser.parse_args(arguments).file
+    path = find_weights(reference)
     file_format = identify_format(path)
     if file_format != "nfnets":
-        print(f"{path} holds {_OTHERS[file_format]}. To convert it:")
-        print(f"nfnets convert {shlex.quote(path)} --out=FILE.safetensors")
-        return
-    for name, value in (*describe_metadata(path), *describe_arrays(path)):
+        print(f"{reference} holds {_OTHERS[file_format]}. To convert it:")
+        print(f"nfnets convert {shlex.quote(reference)} --out=FILE.safetensors")
+        if pathlib.Path(reference) == path:  # perhaps weights of another project
+            return
+    rows = describe_metadata(reference)
+    if file_format == "nfnets":
+        rows += describe_arrays(path)
+    for name, value in rows:
         print(f"{name:<15} {value}")
 
 
 def describe_metadata(path: str) -> list[tuple[str, str]]:
-    """Returns the known metadata of a file of `save_weights`, as (name, text)."""
+    """Returns the known metadata of a weights file, as (name, text)."""
     info: dict[str, Any] = dataclasses.asdict(read_weights_info(path))
     names = info["class_names"] or ()
     if names:
@@ -51,7 +64,7 @@ def describe_metadata(path: str) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in info.items() if value is not None]
 
 
-def describe_arrays(path: str) -> list[tuple[str, str]]:
+def describe_arrays(path: str | pathlib.Path) -> list[tuple[str, str]]:
     """Returns counts and sizes of the arrays of a safetensors file, as (name, text)."""
     counts: Counter[str] = Counter()
     arrays: Counter[str] = Counter()

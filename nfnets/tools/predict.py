@@ -1,5 +1,6 @@
 """Classifies image files.
 
+    nfnets predict --model=nfnet_f0 cat.jpg
     nfnets predict --weights=f0.safetensors cat.jpg photos/ --top=3 --format=csv
     nfnets predict --workdir=runs/mine photos/
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Classifies the files that the command line names; returns the exit code."""
     parser = cli.Parser("predict", "Classify image files.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder")
-    parser.add_argument("--weights", help="a .safetensors file")
+    cli.add_weights_option(parser)
     parser.add_argument("--workdir", help="folder of a run, in place of --weights")
     parser.add_argument(
         "--average", default="raw", help="moving average of the run to take, such as ema"
@@ -154,14 +155,20 @@ def predict(
     Raises:
       UserError: the preprocessing of the weights is unknown.
     """
-    size, method = classifier.info.image_size, classifier.info.preprocessing
+    info = classifier.info
+    size, method = info.image_size, info.preprocessing
     if size is None or method is None or method not in EVAL_METHODS:
         raise UserError(
             f"the weights need the unknown preprocessing {method!r}; known: "
             f"{', '.join(EVAL_METHODS)}"
         )
-    apply_exif = classifier.info.apply_exif is not False
-    load = functools.partial(_load, size=size, method=method, apply_exif=apply_exif)
+    load = functools.partial(
+        _load,
+        size=size,
+        method=method,
+        crop_fraction=info.crop_fraction,
+        apply_exif=info.apply_exif is not False,
+    )
     batch_size = min(batch_size, max(1, len(paths)))
     compiled: Callable[[Any], Any] = classifier.compile()
     pending: tuple[list[str], jax.Array] | None = None
@@ -185,11 +192,13 @@ def predict(
             yield from _finish(classifier, *pending, top)
 
 
-def _load(path: str, size: int, method: str, apply_exif: bool) -> np.ndarray | str:
+def _load(
+    path: str, size: int, method: str, crop_fraction: float | None, apply_exif: bool
+) -> np.ndarray | str:
     """Returns a preprocessed image, or the reason why there is none."""
     try:
         image = decode(pathlib.Path(path).read_bytes(), apply_exif=apply_exif)
-        return preprocess_eval(image, size, method)
+        return preprocess_eval(image, size, method, crop_fraction)
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:

@@ -83,6 +83,9 @@ class DataConfig:
     min_aspect: float = 3 / 4  # width / height of a random crop, at least
     max_aspect: float = 4 / 3  # ... and at most
     flip: bool = True  # mirror half of the training images
+    # Of the channels, in [0, 255]; None: those of `init_from`, or else ImageNet's.
+    mean_rgb: tuple[Annotated[float, "(-inf, inf)"], ...] | None = None
+    stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     # Threads that read and decode, per process; None: two per core.
     threads: Annotated[int, "[1, inf)"] | None = None
     workers: Annotated[int, "[0, inf)"] = (
@@ -181,7 +184,9 @@ class EvalConfig:
     every_epochs: Annotated[float, "[0, inf)"] | None = 1.0  # ... or epochs, if None
     batch_size: Annotated[int, "[1, inf)"] = DERIVED  # over all devices; as in training
     image_size: Annotated[int, "[1, inf)"] = DERIVED  # pixels; the model's test size
-    preprocessing: str = "resize_crop_32"  # or crop_resize, resize
+    # resize_crop_32 (the default), crop_resize, resize, squash or center.
+    preprocessing: str = DERIVED
+    crop_fraction: Annotated[float, "(0, 1]"] | None = None  # of squash and center
     # Names of nfnets/training/evaluation.py, or "package.module:function" like those.
     metrics: tuple[str, ...] = ("top1", "top5", "loss")
 
@@ -202,7 +207,8 @@ class Config:
 
     # Decides initial weights, data order, crops, augmentation and dropout.
     seed: Annotated[int, "[0, inf)"] = 0
-    init_from: str | None = None  # weights file to start from; None: random weights
+    # Weights to start from, a file or another reference; None: random weights.
+    init_from: str | None = None
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentOptions = AugmentOptions()  # noqa: RUF009 (frozen)
@@ -265,6 +271,10 @@ def resolve(
         )
     if "raw" in train.ema:
         raise UserError("config.train.ema.raw: `raw` stands for the weights themselves")
+    for name in ("mean_rgb", "stddev_rgb"):
+        value = getattr(resolved.data, name)
+        if value is not None and len(value) != 3:
+            raise UserError(f"config.data.{name} must have 3 entries, not {len(value)}")
     if train.profile is not None and not (
         len(train.profile) == 2 and 0 <= train.profile[0] < train.profile[1]
     ):
@@ -288,6 +298,7 @@ def _derive_from_model(config: ml_collections.ConfigDict, num_classes: int) -> N
 
     default(config.model, "num_classes", num_classes)
     default(config.eval, "batch_size", config.data.batch_size)
+    default(config.eval, "preprocessing", "resize_crop_32")
     spec = model_spec(config.model.name)
     if spec is None:
         default(config.augment, "randaugment_layers", 0)

@@ -3,7 +3,7 @@
 Axis letters: N examples per device, K classes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -62,12 +62,19 @@ def find_metrics(names: Iterable[str]) -> dict[str, EvalMetric]:
     return found
 
 
-def make_eval_step(model: Network, metrics: Mapping[str, EvalMetric]) -> EvalStep:
+def make_eval_step(
+    model: Network,
+    metrics: Mapping[str, EvalMetric],
+    mean_rgb: Sequence[float] | None = None,
+    stddev_rgb: Sequence[float] | None = None,
+) -> EvalStep:
     """Builds the evaluation step of one device, to be mapped with the axis name `AXIS`.
 
     Args:
       model: from `build_model`.
       metrics: from `find_metrics`.
+      mean_rgb: see `normalize_images`.
+      stddev_rgb: see `normalize_images`.
 
     Returns:
       step(params, net_state, batch) -> sums over all devices: `examples` and each metric.
@@ -75,7 +82,7 @@ def make_eval_step(model: Network, metrics: Mapping[str, EvalMetric]) -> EvalSte
     """
 
     def step(params: Params, net_state: State, batch: Batch) -> Metrics:
-        images = normalize_images(batch["images"])
+        images = normalize_images(batch["images"], mean_rgb, stddev_rgb)
         outputs, _ = model.apply(params, net_state, None, images, False)
         labels, mask = batch["labels"], batch["mask"]
         sums = {"examples": jnp.sum(mask.astype(jnp.int32))}
@@ -147,7 +154,10 @@ class Evaluator:
 
     @functools.cached_property
     def _step(self) -> EvalStep:
-        return map_eval_step(make_eval_step(self.model, self._metrics))
+        data = self.config.data
+        return map_eval_step(
+            make_eval_step(self.model, self._metrics, data.mean_rgb, data.stddev_rgb)
+        )
 
     def __call__(self, weights: Weights) -> dict[str, Result]:
         """Returns the results of replicated weights; see `evaluate`."""

@@ -119,6 +119,7 @@ def eval_batches(config: Config, dataset: Dataset) -> BatchIterator[EvalBatch]:
         image_size=config.eval.image_size,
         preprocessing=config.eval.preprocessing,
         apply_exif=config.data.apply_exif,
+        crop_fraction=config.eval.crop_fraction,
         shard=host_shard(),
         threads=config.data.threads,
         workers=config.data.workers,

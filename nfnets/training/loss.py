@@ -95,9 +95,8 @@ def forward(
         images, targets = augment(
             augment_key, batch["images"], targets, index, config.augment
         )
-    outputs, net_state = model.apply(
-        params, net_state, model_key, normalize_images(images), True, index
-    )
+    images = normalize_images(images, config.data.mean_rgb, config.data.stddev_rgb)
+    outputs, net_state = model.apply(params, net_state, model_key, images, True, index)
     return outputs["logits"], targets, net_state
 
 

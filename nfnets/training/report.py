@@ -68,7 +68,8 @@ def predict_split(
         raise UserError("--report needs a single process")
 
     def step(params: Params, state: State, images: jax.Array) -> jax.Array:
-        outputs, _ = model.apply(params, state, None, normalize_images(images), False)
+        images = normalize_images(images, config.data.mean_rgb, config.data.stddev_rgb)
+        outputs, _ = model.apply(params, state, None, images, False)
         return jax.nn.softmax(outputs["logits"])
 
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))

@@ -29,7 +29,7 @@ from nfnets.training.state import (
 )
 from nfnets.training.step import replicate
 from nfnets.training.workdir import StoredRun, read_run
-from nfnets.weights import initial_weights, read_weights_info
+from nfnets.weights import find_weights, initial_weights, read_weights_info
 
 RESULT_FILE = "eval.json"
 
@@ -101,9 +101,10 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
     """Evaluates a weights file; prints a table.
 
     Args:
-      config: as loaded and overridden; the model's name, the number of classes and the
-        treatment of EXIF orientations are the file's, if it has them.
-      path: of a .safetensors file.
+      config: as loaded and overridden; the model's name, the number of classes, the
+        treatment of EXIF orientations, and the preprocessing where the config leaves it
+        open are the file's, if it has them.
+      path: of a weights file, or another reference as in `nfnets.weights.hub`.
 
     Returns:
       {"raw": examples and metrics}.
@@ -112,14 +113,19 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
       UserError: there is no such file, or it fits neither the model nor the data.
     """
     prepare_process()
-    info = read_weights_info(path)
+    file = find_weights(path)
+    info = read_weights_info(file)
     config = adopt_model(config, info, path)
     config.model.num_classes = info.num_classes or config.model.num_classes
     if info.apply_exif is not None:
         _set_apply_exif(config, info.apply_exif, path)
+    with config.ignore_type():
+        for name in ("image_size", "preprocessing", "crop_fraction"):
+            if config.eval[name] is None:
+                config.eval[name] = getattr(info, name)
     dataset = open_config_dataset(config, splits="eval")
     model = build_model(resolve(config, num_classes=dataset.num_classes))
-    weights = {RAW: replicate(initial_weights(path, model, seed=0))}
+    weights = {RAW: replicate(initial_weights(file, model, seed=0))}
     results = _evaluator(config, dataset)(weights)
     _print_table(path, dataset, results)
     return results

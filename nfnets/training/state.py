@@ -149,7 +149,7 @@ def compute_dtype(config: Config) -> str:
 def adopt_model(
     config: ml_collections.ConfigDict, info: WeightsInfo, path: str
 ) -> ml_collections.ConfigDict:
-    """Returns a copy of a config with the model that a weights file is for.
+    """Returns a copy of a config with the model and normalization of a weights file.
 
     Args:
       config: as loaded and overridden; keeps its own model where the file names none.
@@ -163,6 +163,10 @@ def adopt_model(
     overrides = dict(info.overrides or {})
     config.model.activation = overrides.pop("activation", config.model.activation)
     config.model.overrides.update(overrides)
+    with config.ignore_type():
+        for name in ("mean_rgb", "stddev_rgb"):
+            if config.data[name] is None:
+                config.data[name] = getattr(info, name)
     return config
 
 

@@ -1,21 +1,29 @@
-"""Weights in files: safetensors, the published checkpoints, timm."""
+"""Weights: safetensors files, the published checkpoints, timm, the Hugging Face Hub."""
 
-from nfnets.weights.files import (
+from nfnets.weights.files import save_weights
+from nfnets.weights.fitting import fit_weights
+from nfnets.weights.folders import save_pretrained
+from nfnets.weights.hub import find_weights
+from nfnets.weights.info import WeightsInfo, describe_model, model_of
+from nfnets.weights.reading import (
+    from_pretrained,
     initial_weights,
     load_weights,
+    read_weights,
     read_weights_info,
-    save_weights,
 )
-from nfnets.weights.fitting import fit_weights
-from nfnets.weights.info import WeightsInfo, describe_model, model_of
 
 __all__ = [
     "WeightsInfo",
     "describe_model",
+    "find_weights",
     "fit_weights",
+    "from_pretrained",
     "initial_weights",
     "load_weights",
     "model_of",
+    "read_weights",
     "read_weights_info",
+    "save_pretrained",
     "save_weights",
 ]

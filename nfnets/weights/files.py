@@ -4,7 +4,7 @@ Tensors are named `params|module|name` and `state|module|name`; the metadata ent
 is a `WeightsInfo` as JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import pathlib
@@ -12,20 +12,17 @@ from typing import Any
 import zipfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from nfnets.errors import UserError
 from nfnets.files import write_atomically
-from nfnets.models import Model, Params, State
-from nfnets.models.names import head_module
-from nfnets.weights.fitting import Arrays, fit_weights
+from nfnets.weights.fitting import Arrays
 from nfnets.weights.info import WeightsInfo
 
-_SEPARATOR = "|"
-_METADATA_KEY = "nfnets"
+SEPARATOR = "|"
+METADATA_KEY = "nfnets"
 # The first bytes of PyTorch files from before version 1.6.
 _OLD_PYTORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -48,104 +45,13 @@ def save_weights(
       UserError: the file cannot be written.
     """
     tensors = {
-        _SEPARATOR.join((kind, module, name)): np.asarray(jax.device_get(array))
+        SEPARATOR.join((kind, module, name)): np.asarray(jax.device_get(array))
         for kind, tree in (("params", params), ("state", state or {}))
         for module, arrays in tree.items()
         for name, array in arrays.items()
     }
     info = dataclasses.replace(info or WeightsInfo(), checksum=checksum(tensors))
-    write_safetensors(path, tensors, {_METADATA_KEY: info.to_json()})
-
-
-def load_weights(
-    path: str | pathlib.Path, model: Model | None = None, skip: Sequence[str] = ()
-) -> tuple[Params, State]:
-    """Reads weights that `save_weights` wrote.
-
-    Args:
-      path: of the file.
-      model: that the weights must fit; None: any.
-      skip: see `nfnets.weights.fit_weights`; ignored without a model.
-
-    Returns:
-      (params, state): module -> name -> array.
-
-    Raises:
-      UserError: the file is missing, damaged, of another format, or does not fit.
-    """
-    tensors, metadata = read_safetensors(path)
-    trees: dict[str, dict[str, dict[str, jax.Array]]] = {"params": {}, "state": {}}
-    for key, array in tensors.items():
-        kind, *names = key.split(_SEPARATOR)
-        if kind not in trees or len(names) != 2:
-            raise UserError(
-                f"{path} was not written by nfnets.save_weights: it has a tensor {key!r}; "
-                "`nfnets info` shows its format"
-            )
-        trees[kind].setdefault(names[0], {})[names[1]] = jnp.asarray(array)
-    expected, found = _parse_info(path, metadata).checksum, checksum(tensors)
-    if expected is not None and expected != found:
-        raise UserError(
-            f"{path} is damaged: its tensors have the checksum {found[:12]}..., but "
-            f"{expected[:12]}... was recorded; copy or download it again"
-        )
-    params, state = trees["params"], trees["state"]
-    if model is None:
-        return params, state
-    return fit_weights(path, params, state, model, skip)
-
-
-def read_weights_info(path: str | pathlib.Path) -> WeightsInfo:
-    """Reads the metadata of a weights file, without its tensors.
-
-    Raises:
-      UserError: the file is missing or of another format.
-    """
-    with open_safetensors(path) as file:
-        return _parse_info(path, file.metadata())
-
-
-def initial_weights(
-    path: str | None,
-    model: Any,
-    seed: int,
-    skip: Sequence[str] = (),
-    image_size: int = 32,
-) -> tuple[Params, State] | None:
-    """Returns the weights that a run starts from.
-
-    The classifier of an nfnets model is re-initialized, with a message, if the file's is
-    for another number of classes.
-
-    Args:
-      path: of a weights file; None: start from random weights.
-      model: from `create_model`, or any object with Haiku's `init`.
-      seed: of parameters that are initialized.
-      skip: patterns as in `fit_weights`.
-      image_size: side of the images that `model.init` gets, pixels.
-
-    Returns:
-      (params, state) in the model's dtypes; None without a path.
-
-    Raises:
-      UserError: the file does not fit the model.
-    """
-    if path is None:
-        return None
-    params, state = load_weights(path)
-    if isinstance(model, Model):
-        head = head_module(model.spec.module_name)
-        weight = params.get(head, {}).get("w")
-        if weight is not None and weight.shape[-1] != model.num_classes:
-            print(
-                f"init      {path} has {weight.shape[-1]} classes, this run has "
-                f"{model.num_classes}: the classifier is re-initialized",
-                flush=True,
-            )
-            skip = (*skip, f"{head}:*")
-    return fit_weights(
-        path, params, state, model, skip, seed=seed, image_size=image_size, cast=True
-    )
+    write_safetensors(path, tensors, {METADATA_KEY: info.to_json()})
 
 
 def identify_format(path: str | pathlib.Path) -> str:
@@ -160,7 +66,7 @@ def identify_format(path: str | pathlib.Path) -> str:
     """
     if is_safetensors(path):
         with open_safetensors(path) as file:
-            is_own = all(_SEPARATOR in key for key in file.keys())  # noqa: SIM118
+            is_own = all(SEPARATOR in key for key in file.keys())  # noqa: SIM118
         return "nfnets" if is_own else "timm"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -244,12 +150,3 @@ def open_safetensors(path: str | pathlib.Path) -> Any:
         return safetensors.safe_open(path, framework="numpy")
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
-
-
-def _parse_info(
-    path: str | pathlib.Path, metadata: Mapping[str, str] | None
-) -> WeightsInfo:
-    try:
-        return WeightsInfo.from_json((metadata or {}).get(_METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise UserError(f"{path} has invalid metadata: {error}") from None

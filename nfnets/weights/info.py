@@ -23,10 +23,11 @@ class WeightsInfo:
       image_size: side of the evaluation images, pixels.
       mean_rgb: subtracted from each channel of an image in [0, 255].
       stddev_rgb: divides each channel after that.
-      preprocessing: `resize_crop_32`, `crop_resize` or `resize`; see
+      preprocessing: `resize_crop_32`, `crop_resize`, `resize`, `squash` or `center`; see
         `nfnets.data.preprocess_eval`.
       apply_exif: whether training and evaluation turned images by their EXIF orientation
         first, as `nfnets predict` does unless it is False.
+      crop_fraction: of `squash` and `center`.
       source: where the weights come from, free text.
       checksum: SHA-256 of the tensors, filled in by `save_weights`.
     """
@@ -40,6 +41,7 @@ class WeightsInfo:
     stddev_rgb: tuple[Annotated[float, "(0, inf)"], ...] | None = None
     preprocessing: str | None = None
     apply_exif: bool | None = None
+    crop_fraction: Annotated[float, "(0, 1]"] | None = None
     source: str | None = None
     checksum: str | None = None
 

@@ -216,7 +216,7 @@ def test_evaluation_preprocesses(method):
     [
         ({"batch_size": 0}, "eval.batch_size=0 must be at least 1"),
         ({"image_size": 0}, "eval.image_size=0 must be at least 1"),
-        ({"preprocessing": "center"}, "unknown eval.preprocessing='center'.*crop_resize"),
+        ({"preprocessing": "middle"}, "unknown eval.preprocessing='middle'.*crop_resize"),
     ],
 )
 def test_invalid_evaluation_options_are_errors(options, message):

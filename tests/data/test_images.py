@@ -51,6 +51,30 @@ def test_eval_crop_resize_takes_the_central_square():
     np.testing.assert_array_equal(result, image[17:57, 29:69])
 
 
+@pytest.mark.parametrize("shape", [(375, 500), (90, 61), (20, 33)])
+@pytest.mark.parametrize("method", ["squash", "center"])
+def test_timms_preprocessing_is_that_of_pillow(method, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image = cv2.GaussianBlur(image, (5, 5), 1.5)
+    size, side = 48, 53  # 48 / 0.9 = 53.3
+    height, width = shape
+    if method == "squash":
+        new = side, side
+    elif height < width:
+        new = side, int(side * width / height)
+    else:
+        new = int(side * height / width), side
+    resized = Image.fromarray(image).resize(new[::-1], Image.Resampling.BICUBIC)
+    top, left = (round((length - size) / 2) for length in new)
+    want = np.asarray(resized)[top : top + size, left : left + size].astype(int)
+    got = data.preprocess_eval(image, size, method, 0.9)
+    assert np.abs(got - want).max() <= 1
+    # Pillow rounds between the two directions, whose order depends on its version.
+    assert np.mean(got != want) < 0.25
+    default = data.preprocess_eval(image, size, method)
+    np.testing.assert_array_equal(default, data.preprocess_eval(image, size, method, 0.875))
+
+
 @pytest.mark.parametrize("method", images.EVAL_METHODS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (20, 30)])
 def test_eval_takes_any_size_and_writes_where_it_is_told(method, shape):

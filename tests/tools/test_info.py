@@ -63,7 +63,7 @@ def test_files_of_other_formats(tmp_path, capsys):
     path.write_bytes(pickle.dumps({"m": {"n": np.ones(2)}}))
     info.main([str(path)])
     assert "DeepMind's published checkpoints" in capsys.readouterr().out
-    with pytest.raises(UserError, match="cannot read nowhere"):
+    with pytest.raises(UserError, match="no weights file nowhere: "):
         info.main(["nowhere"])
 
 

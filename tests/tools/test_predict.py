@@ -139,6 +139,14 @@ def test_orientation_is_applied_unless_the_weights_were_trained_without(
     assert tagged == (stored if apply_exif is False else turned)
 
 
+def test_images_are_cropped_as_the_weights_say(folder):
+    path = folder / "a.jpg"
+    got = predict._load(str(path), 20, "squash", 0.8, True)
+    want = preprocess_eval(decode(path.read_bytes()), 20, "squash", 0.8)
+    np.testing.assert_array_equal(got, want)
+    assert np.any(got != predict._load(str(path), 20, "squash", 1.0, True))
+
+
 def test_predictions_are_the_networks(classifier, expected):
     classifier.shapes.clear()
     found, skipped = classify(classifier, list(expected), top=3, batch_size=2)

@@ -126,6 +126,7 @@ def test_durations_in_steps_or_epochs():
         ({"train__ema": {"slow": 1.0}}, r"train.ema.slow must be a number in \[0, 1\)"),
         ({"data__batch_size": 8.5}, "config.data.batch_size must be an integer"),
         ({"data__flip": 1}, "config.data.flip must be True or False, not 1"),
+        ({"data__mean_rgb": (1.0, 2.0)}, "config.data.mean_rgb must have 3 entries, not 2"),
         ({"train__profile": (5, 5)}, r"profile must be \(start, stop\)"),
         ({"optimizer__frozen": ("stem", 3)}, "frozen must be a string, not 3"),
     ],

@@ -15,7 +15,7 @@ from nfnets.training import loop, run_evaluation
 from nfnets.training.checkpoints import Checkpoints
 from nfnets.training.config import resolve
 from nfnets.training.metric_writers import read_metrics
-from nfnets.training.state import build_model, build_optimizer, create_state
+from nfnets.training.state import build_model, build_optimizer, create_state, draw_weights
 from nfnets.weights import WeightsInfo, load_weights, save_weights
 from tests.training.micro import run_config as make_config
 
@@ -162,6 +162,37 @@ def test_weights_start_a_run_with_another_head(finished, tmp_path, capsys):
     assert "model     nfnet_tiny instead of nfnet_f0" in text
 
 
+def test_weights_are_evaluated_with_their_own_preprocessing(tmp_path, monkeypatch):
+    config = make_config()
+    info = WeightsInfo(
+        model="nfnet_tiny",
+        num_classes=10,
+        image_size=24,
+        mean_rgb=(1, 2, 3),
+        stddev_rgb=(4, 5, 6),
+        preprocessing="squash",
+        crop_fraction=0.9,
+    )
+    resolved = resolve(config, num_classes=10)
+    params, state = draw_weights(resolved, build_model(resolved))
+    save_weights(tmp_path / "w", params, state, info)
+    seen = []
+
+    def evaluator(config, dataset):
+        seen.append(resolve(config, num_classes=dataset.num_classes))
+        return lambda weights: {"raw": {"examples": 0}}
+
+    monkeypatch.setattr(run_evaluation, "_evaluator", evaluator)
+    config.eval.image_size = config.eval.preprocessing = None
+    run_evaluation.evaluate_weights(config, str(tmp_path / "w"))
+    config.eval.image_size, config.eval.preprocessing = 16, "resize"
+    run_evaluation.evaluate_weights(config, str(tmp_path / "w"))
+    found = [(c.eval.image_size, c.eval.preprocessing, c.eval.crop_fraction) for c in seen]
+    assert found == [(24, "squash", 0.9), (16, "resize", 0.9)]
+    assert {c.data.mean_rgb for c in seen} == {(1, 2, 3)}
+    assert {c.data.stddev_rgb for c in seen} == {(4, 5, 6)}
+
+
 def test_weights_of_another_model_are_refused(finished, tmp_path):
     state = read_state(finished, make_config())
     path = tmp_path / "w.safetensors"
@@ -171,7 +202,7 @@ def test_weights_of_another_model_are_refused(finished, tmp_path):
     with pytest.raises(UserError, match="no weights file"):
         run_evaluation.evaluate_weights(make_config(), "nowhere.safetensors")
     path.write_bytes(b"not a tensor")
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(UserError, match="is not a weights file"):
         run_evaluation.evaluate_weights(make_config(), str(path))
 
 

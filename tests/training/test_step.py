@@ -8,7 +8,7 @@ import pytest
 
 from nfnets.models import normalize_images
 from nfnets.optim import update_ema
-from nfnets.training import evaluation
+from nfnets.training import evaluation, loss
 from nfnets.training.state import AXIS, build_model
 from nfnets.training.step import (
     make_train_step,
@@ -181,6 +181,35 @@ def test_evaluation_over_devices_equals_one_device():
     assert int(four["examples"]) == 13
     assert int(four["top1"]) == int(one["top1"][0])
     np.testing.assert_allclose(four["loss"], one["loss"][0], rtol=1e-5)
+
+
+def test_training_and_evaluation_normalize_as_the_config_says():
+    mean, stddev = (10.0, 20.0, 30.0), (50.0, 60.0, 70.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    logits = (pixels[:, 0, 0] - np.float32(mean)) / np.float32(stddev)
+    labels = np.array([0, 1, 2, 0], np.int32)
+
+    class FirstPixel:
+        """A network whose logits are the first pixel."""
+
+        def apply(self, params, state, rng, images, *options):
+            return {"logits": images[:, 0, 0]}, state
+
+    metrics = evaluation.find_metrics(("loss",))
+    step = evaluation.make_eval_step(FirstPixel(), metrics, mean, stddev)
+    batch = {"images": pixels, "labels": labels, "mask": np.ones(4, bool)}
+    sums = jax.vmap(step, (None, None, 0), axis_name=AXIS)(
+        {}, {}, {key: jnp.asarray(value)[None] for key, value in batch.items()}
+    )
+    want = -np.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
+    np.testing.assert_allclose(sums["loss"][0], want, rtol=1e-5)
+
+    config = make_config(**NOTHING_RANDOM, data__mean_rgb=mean, data__stddev_rgb=stddev)
+    keys = (jax.random.key(0), jax.random.key(1))
+    batch = {"images": pixels, "labels": labels, "example_index": np.arange(4)}
+    batch = {key: jnp.asarray(value) for key, value in batch.items()}
+    got, _, _ = loss.forward(config, FirstPixel(), {}, {}, keys, batch)
+    np.testing.assert_allclose(got, logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_mapped_step_gives_up_its_state_and_compiles_once(caplog):

@@ -119,14 +119,14 @@ def test_a_changed_value_name_or_shape_is_noticed(path):
 def test_files_of_other_programs(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"stem.conv1.weight": np.ones(2, np.float32)}, path)
-    with pytest.raises(UserError, match=r"tensor 'stem.conv1.weight'; `nfnets info"):
+    with pytest.raises(UserError, match=r"stem.conv1.weight has the shape \[2\]"):
         nfnets.load_weights(path)
     for name in ("params|m", "opt|m|n", "params|m|n|k"):
         safetensors.numpy.save_file({name: np.ones(2)}, path)
         with pytest.raises(UserError, match="was not written by nfnets.save_weights"):
             nfnets.load_weights(path)
     path.write_bytes(b"text")
-    with pytest.raises(UserError, match="is not a safetensors file"):
+    with pytest.raises(UserError, match="is not a weights file"):
         nfnets.load_weights(path)
     with pytest.raises(UserError, match="no weights file nowhere"):
         nfnets.load_weights("nowhere")
