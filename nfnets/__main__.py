@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model, or resume a run",
     "eval": "evaluate a run or a weights file",
     "predict": "classify image files",
+    "probe": "classify a dataset by the features of a network",
     "extract": "write a run's weights to a file",
     "convert": "convert weights from and to other formats",
     "export": "write a classifier as StableHLO",
