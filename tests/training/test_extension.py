@@ -63,9 +63,7 @@ def one_step(config):
 
 
 def test_a_loss_of_ones_own():
-    config = make_config(
-        train__loss=f"{HOOKS}:squared_error", train__microbatch=8, **SMALL
-    )
+    config = make_config(train__loss=f"{HOOKS}:squared_error", train__microbatch=8, **SMALL)
     _, _, metrics = one_step(config)
     assert "logit_mean" in metrics  # a metric that only this loss has
     # Logits start near zero: the mean square of a smoothed, mixed one-hot vector.
