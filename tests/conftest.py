@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4"
     # Most of the tests' time is compilation; the programs run for milliseconds.
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiled once for all of pytest's processes; the first of them, whose environment the

@@ -22,6 +22,9 @@ from nfnets.training.step import make_train_step, replicate
 
 MODEL = {"widths": (16, 32), "depths": (1, 1), "strides": (1, 2), "group_width": 8}
 
+# For tests in which the model does not matter.
+ONE_BLOCK = {**MODEL, "widths": (16,), "depths": (1,), "strides": (2,)}
+
 NOTHING_RANDOM = {
     "model__drop_rate": 0.0,
     "model__stochdepth_rate": 0.0,

@@ -18,6 +18,7 @@ from tests.training import hooks, micro
 from tests.training.micro import NOTHING_RANDOM, build, make_batch, make_config, on_devices
 
 HOOKS = "tests.training.hooks"
+SMALL = {"model__overrides": micro.ONE_BLOCK}
 
 
 def small_net(num_classes, width=8):
@@ -48,6 +49,13 @@ def small_net_labels(params):
     }
 
 
+SMALL_NET = {
+    "model__name": f"{__name__}:small_net",
+    "model__overrides": {"width": 4},
+    "optimizer__label_fn": f"{__name__}:small_net_labels",
+}
+
+
 def one_step(config):
     model, optimizer, state = build(config)
     step = on_devices(make_train_step(config, model, optimizer), 1)
@@ -55,7 +63,7 @@ def one_step(config):
 
 
 def test_a_loss_of_ones_own():
-    config = make_config(train__loss=f"{HOOKS}:squared_error", train__microbatch=8)
+    config = make_config(train__loss=f"{HOOKS}:squared_error", train__microbatch=8, **SMALL)
     _, _, metrics = one_step(config)
     assert "logit_mean" in metrics  # a metric that only this loss has
     # Logits start near zero: the mean square of a smoothed, mixed one-hot vector.
@@ -63,7 +71,7 @@ def test_a_loss_of_ones_own():
 
 
 def test_sigmoid_cross_entropy_by_hand():
-    config = make_config(train__loss="sigmoid_cross_entropy", **NOTHING_RANDOM)
+    config = make_config(train__loss="sigmoid_cross_entropy", **SMALL, **NOTHING_RANDOM)
     _, _, metrics = one_step(config)
     assert float(metrics["loss"]) == pytest.approx(10 * np.log(2), rel=0.02)
 
@@ -75,6 +83,7 @@ def test_an_optimizer_of_optax():
         optimizer__kwargs={"b1": 0.8},
         optimizer__frozen=("stem",),
         train__microbatch=8,
+        **SMALL,
     )
     state, new, metrics = one_step(config)
     assert 0 <= float(metrics["agc_clipped_fraction"]) <= 1
@@ -113,16 +122,14 @@ def saw(peak, total_steps, warmup_steps, n):
 )
 def test_unknown_names_are_reported(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        loop.train(micro.run_config(**changes), str(tmp_path))
+        loop.train(micro.run_config(**SMALL_NET, **changes), str(tmp_path))
 
 
 def test_a_model_metric_and_writer_of_ones_own(tmp_path):
     """A whole run: trained, evaluated, resumed."""
     hooks.ListWriter.written.clear()
     config = micro.run_config(
-        model__name=f"{__name__}:small_net",
-        model__overrides={"width": 4},
-        optimizer__label_fn=f"{__name__}:small_net_labels",
+        **SMALL_NET,
         optimizer__weight_decay=0.1,
         eval__metrics=("top1", f"{HOOKS}:top2", "loss"),
         train__writers=("json", f"{HOOKS}:ListWriter"),

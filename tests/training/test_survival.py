@@ -55,7 +55,7 @@ def test_a_stop_with_accumulation_loses_nothing(tmp_path, monkeypatch):
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_a_second_run_in_the_workdir_is_refused(place, tmp_path):
+def test_a_second_run_in_the_workdir_is_refused(place, tmp_path, monkeypatch):
     with place.train(tmp_path, PAUSE="2") as first:
         first.wait_for("paused at 2$")
         with pytest.raises(UserError) as error:
@@ -66,7 +66,7 @@ def test_a_second_run_in_the_workdir_is_refused(place, tmp_path):
         first.end()
     # The lock file that the killed process leaves behind does not block later runs.
     assert json.loads((tmp_path / "train.lock").read_text())["pid"] == first.popen.pid
-    assert train(tmp_path, train__steps=3) == 0
+    assert stop_at(monkeypatch, tmp_path, 3, signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(
