@@ -29,7 +29,7 @@ from nfnets.training.state import (
 )
 from nfnets.training.step import batch_shapes, make_train_step, map_train_step
 
-# Gathers and scatters of more elements are reported: a TPU takes them one by one.
+# Gathers and scatters of more elements are reported: TPUs, not GPUs, take them one by one.
 LARGE_GATHER = 100_000
 
 # Part of the step -> what JAX's names of its operations contain; the first that matches.

@@ -146,7 +146,8 @@ def describe(report: "StepReport", topology: "Topology") -> Iterator[str]:
             f"{whole * 1e3:.1f} ms; 360 epochs of ImageNet in "
             f"{360 * _NUM_TRAIN / rate / 3600:.1f} hours"
         )
-    for opcode, elements, repeats, scope in report.gathers:
+    is_tpu = topology.chip.platform == "tpu"
+    for opcode, elements, repeats, scope in report.gathers if is_tpu else ():
         yield (
             f"  WARNING      {opcode} of {elements:,} elements, {repeats:g} times a step, "
             f"which TPUs take one by one: {scope}"

@@ -57,6 +57,16 @@ def test_lines_about_a_step():
         "epochs of ImageNet in 21.5 hours",
         "  compiled in  61 s",
     ]
+    gather = ("gather", 200_000, 4.0, "jit(step)/augment/gather")
+    warned = dataclasses.replace(_REPORT, gathers=[gather])
+    assert list(pods.describe(warned, _TOPOLOGY))[-2] == (
+        "  WARNING      gather of 200,000 elements, 4 times a step, which TPUs take one by "
+        "one: jit(step)/augment/gather"
+    )
+    gpus = dataclasses.replace(_TOPOLOGY, chip=CHIPS["h100"])
+    on_gpus = dataclasses.replace(warned, part_seconds={}, flops=None)
+    assert not any("WARNING" in line for line in pods.describe(on_gpus, gpus))
+    assert "no estimate: XLA gives none for GPUs" in "".join(pods.describe(on_gpus, gpus))
 
 
 def test_a_step_that_does_not_fit_is_tried_in_other_forms(monkeypatch):
@@ -118,7 +128,8 @@ def _assert_sound(report, text, parameters):
     assert 4 * parameters <= reduced <= 4 * parameters + 64
     assert {r["dtype"] for r in report["all_reduces"]} == {"f32"}
     assert len(report["all_reduces"]) <= 12
-    assert report["gathers"] == []
+    if report["topology"] != "h100:8":
+        assert report["gathers"] == []
     # Feature maps are in bfloat16; the classifier's products and histograms are not.
     results = re.findall(r"= (\w+)\[[\d,]*\]\S* convolution\((.*)", text)
     wide = [line for dtype, line in results if dtype == "f32"]
