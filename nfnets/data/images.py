@@ -17,7 +17,7 @@ from nfnets.errors import UserError
 # NFNet code.
 EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
-EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize")
+EVAL_METHODS = ("resize_crop_32", "crop_resize", "crop_square", "resize")
 
 _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -173,7 +173,8 @@ def preprocess_eval(
       size: height and width S of the result, pixels.
       method: `resize_crop_32` resizes to `size + 32` in height and width, ignoring the
         aspect ratio, and crops the center (NFNets). `crop_resize` crops a central square
-        with `size / (size + 32)` of the shorter side and resizes it (ResNets). `resize`
+        with `size / (size + 32)` of the shorter side and resizes it (ResNets),
+        `crop_square` one with the whole shorter side (timm's light NFNets). `resize`
         resizes the whole image (for images that fill their frame).
       out: uint8 [S, S, 3] that receives the result; None: a new array.
 
@@ -191,9 +192,11 @@ def preprocess_eval(
             return np.ascontiguousarray(center)
         out[...] = center
         return out
-    if method == "crop_resize":
+    if method in ("crop_resize", "crop_square"):
         height, width = image.shape[:2]
-        side = max(1, size * min(height, width) // (size + EVAL_PADDING))
+        side = min(height, width)
+        if method == "crop_resize":
+            side = max(1, size * side // (size + EVAL_PADDING))
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         return _resize(image[top : top + side, left : left + side], size, size, out)
     if method == "resize":

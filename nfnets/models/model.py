@@ -178,8 +178,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
           logits are always float32.
         - `remat`: one of `nfnets.models.REMAT`. With `block` or `stage` the backward pass
           recomputes the activations of each block or stage, which saves memory.
-        - `timm_compat`: True for NFNets with weights trained in timm, which uses the exact
-          GELU and adds 1e-5 to the variance of the weights.
+        - `timm_compat`: True for `nfnet_f0` to `f6` with weights trained in timm (its
+          `dm_nfnet_f0` to `f6`), which uses the exact GELU and adds 1e-5 to the variance of
+          the weights.
 
     Raises:
       UserError: the name or an override is unknown, or a value is out of range.
@@ -201,8 +202,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
         raise UserError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     spec = variants.get_spec(name)
     if overrides.pop("timm_compat", False):
-        if spec.module_name != "NFNet":
-            raise UserError(f"timm_compat is for NFNets, not for {name}")
+        if spec.module_name != "NFNet" or spec.block.weight_eps_rule == "added":
+            raise UserError(f"timm_compat is for the published NFNets, not for {name}")
         overrides |= _TIMM
     spec = spec.override(overrides)
 

@@ -2,6 +2,7 @@
 
     nfnets convert F0_haiku.npz --out=f0.safetensors
     nfnets convert dm_nfnet_f0.safetensors --out=f0.safetensors
+    nfnets convert eca_nfnet_l0.safetensors --out=l0.safetensors
     nfnets convert f0.safetensors --to=timm --out=timm_f0.safetensors
 
 reads DeepMind's published checkpoints, which are pickles in spite of their suffix, and
@@ -96,7 +97,6 @@ def to_nfnets_file(
     Raises:
       UserError: the file cannot be read, fits no model, or cannot be written.
     """
-    overrides = {"timm_compat": True} if source == "timm" else {}
     origin = pathlib.Path(path).name
     loaded: Arrays
     state: Arrays = {}
@@ -107,6 +107,8 @@ def to_nfnets_file(
     else:
         loaded, state = read_published(path)
     model_name = model_name or identify_model(path, loaded)
+    is_timm_copy = source == "timm" and model_name in timm.PUBLISHED
+    overrides = {"timm_compat": True} if is_timm_copy else {}
     classes = count_classes(path, loaded)
     if class_names is not None and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for {classes} classes")
@@ -140,7 +142,8 @@ def to_timm_file(path: str, out: str) -> str:
     params, _ = load_weights(path)
     timm.write_timm(out, timm.to_timm(params, path))
     summary = f"{out}: {info.model} of {path} with timm's names"
-    if not (info.overrides or {}).get("timm_compat"):
+    has_compat = (info.overrides or {}).get("timm_compat")
+    if info.model in timm.PUBLISHED and not has_compat:
         summary += "; without timm_compat, timm's forward pass differs from its own"
     return summary
 

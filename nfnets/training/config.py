@@ -166,7 +166,7 @@ class EvalConfig:
     every_epochs: Annotated[float, "[0, inf)"] | None = 1.0  # ... or epochs, if None
     batch_size: Annotated[int, "[1, inf)"] = DERIVED  # over all devices; as in training
     image_size: Annotated[int, "[1, inf)"] = DERIVED  # pixels; the model's test size
-    preprocessing: str = "resize_crop_32"  # or crop_resize, resize
+    preprocessing: str = "resize_crop_32"  # or crop_resize, crop_square, resize
     # Names of nfnets/training/evaluation.py, or "package.module:function" like those.
     metrics: tuple[str, ...] = ("top1", "top5", "loss")
 

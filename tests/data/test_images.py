@@ -51,6 +51,12 @@ def test_eval_crop_resize_takes_the_central_square():
     np.testing.assert_array_equal(result, image[17:57, 29:69])
 
 
+def test_eval_crop_square_takes_all_of_the_shorter_side():
+    image = np.random.default_rng(0).integers(0, 256, (40, 53, 3), np.uint8)
+    result = data.preprocess_eval(image, 40, "crop_square")
+    np.testing.assert_array_equal(result, image[:, 7:47])
+
+
 @pytest.mark.parametrize("method", images.EVAL_METHODS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (20, 30)])
 def test_eval_takes_any_size_and_writes_where_it_is_told(method, shape):
@@ -63,7 +69,8 @@ def test_eval_takes_any_size_and_writes_where_it_is_told(method, shape):
 
 
 def test_unknown_eval_method_is_named():
-    with pytest.raises(ValueError, match=r"'central'.*resize_crop_32, crop_resize, resize"):
+    methods = "resize_crop_32, crop_resize, crop_square, resize"
+    with pytest.raises(ValueError, match=rf"'central'.*{methods}"):
         data.preprocess_eval(picture(), 16, "central")
 
 
