@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from nfnets.cpu import gelu as cpu_gelu
 from nfnets.errors import UserError
+from nfnets.models.spec import ModelSpec
 from nfnets.platform import target_platform
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -78,6 +79,14 @@ def get(name: str, scaled: bool = True) -> Activation:
 
     # The gradients of smooth functions would store up to four arrays instead of x alone.
     return activation if name in _PIECEWISE_LINEAR else jax.checkpoint(activation)
+
+
+def place_gamma(spec: ModelSpec) -> tuple[float, float]:
+    """Returns the factors on a network's activations and on its standardized weights."""
+    if not spec.scaled_activation:
+        return 1.0, 1.0
+    scale = gamma(spec.activation)
+    return (1.0, scale) if spec.gamma_in_weights else (scale, 1.0)
 
 
 def _lookup(name: str) -> tuple[Activation, float]:

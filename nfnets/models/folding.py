@@ -9,10 +9,11 @@ plain convolutions with biases remains, which `ResidualNet` builds as well:
 | weight standardization, gain | the convolution's own weight |
 | gamma of an activation, 1 / beta | the weights of the convolutions after it |
 | gamma of the last activation | the classifier's weight |
+| gamma of standardized weights (timm) | the convolution's own weight |
 | alpha, skip gain | the branch's last weight and bias |
 
-Where squeeze-and-excite follows the branch's last convolution, whose outputs its gates
-depend on, alpha, skip gain and the factor on the gates are merged into the skip gain.
+Where gates follow the branch's last convolution, whose outputs they depend on, alpha, skip
+gain and the factor on the gates are merged into the skip gain.
 """
 
 from collections.abc import Mapping
@@ -54,11 +55,11 @@ def fold(model: Model, params: Params) -> tuple[Model, Params]:
         raise UserError(
             f"{model.name} cannot be folded; only families without normalization can"
         )
-    gamma = activations.gamma(spec.activation) if spec.scaled_activation else 1.0
+    gamma, weight_scale = activations.place_gamma(spec)
     betas = _expected_stds(spec)
     scales = _input_scales(spec, betas, gamma)
     folded = {
-        module: _fold_layer(spec, arrays, scales.get(module, 1.0))
+        module: _fold_layer(spec, arrays, scales.get(module, 1.0), weight_scale)
         for module, arrays in params.items()
     }
     for block in betas:
@@ -81,21 +82,17 @@ def can_fold(model: Model) -> bool:
     return block.normalization == "none" and block.preactivation
 
 
-def _gates_last(block: BlockSpec) -> bool:
-    return block.se_ratio is not None and not block.se_before_last
-
-
 def _folded_spec(spec: ModelSpec) -> ModelSpec:
     """Returns the description of the folded network."""
     block = dataclasses.replace(
         spec.block,
         alpha=1.0,
-        skip_gain=_gates_last(spec.block),
+        skip_gain=spec.block.gates_last,
         scale_inputs=False,
         weight_standardization=False,
         conv_bias=spec.block.conv_bias or spec.block.weight_standardization,
         stem_bias=spec.block.weight_standardization,
-        se_scale=1.0 if _gates_last(spec.block) else spec.block.se_scale,
+        se_scale=1.0 if spec.block.gates_last else spec.block.se_scale,
     )
     return dataclasses.replace(spec, scaled_activation=False, block=block)
 
@@ -122,13 +119,13 @@ def _input_scales(
 
 
 def _fold_layer(
-    spec: ModelSpec, arrays: Mapping[str, jax.Array], scale: float
+    spec: ModelSpec, arrays: Mapping[str, jax.Array], scale: float, weight_scale: float
 ) -> dict[str, jax.Array]:
     if "gain" in arrays:
         weight = layers.standardize_weight(
             arrays["w"], arrays["gain"], spec.block.weight_eps, spec.block.weight_eps_rule
         )
-        return {"w": weight * scale, "b": arrays["bias"]}
+        return {"w": weight * (scale * weight_scale), "b": arrays["bias"]}
     return {k: v * scale if k == "w" else v for k, v in arrays.items()}
 
 
@@ -140,7 +137,7 @@ def _fold_branch(
 ) -> None:
     """Moves the factors on a residual branch, in `folded`."""
     scale = block.alpha * own.get("skip_gain", 1.0)
-    if _gates_last(block):
+    if block.gates_last:
         folded[path] = {"skip_gain": jnp.asarray(scale * block.se_scale, jnp.float32)}
         return
     folded.pop(path, None)

@@ -107,7 +107,9 @@ def _draw_piece(
     return jnp.clip(normal, lower, upper)
 
 
-# Convolutions with weight standardization, linear layers and other convolutions.
+# Convolutions with weight standardization, linear layers and other convolutions. ECA's has
+# the variance of PyTorch's default, 1 / (3 fan-in).
 CONV = ScaledNormal(fan_in_scaled=True)
 LINEAR = ScaledNormal(fan_in_scaled=True, truncated=True)
+ECA = ScaledNormal(stddev=1 / math.sqrt(3), fan_in_scaled=True)
 HE = ScaledNormal(stddev=math.sqrt(2), fan_in_scaled=True)

@@ -5,6 +5,7 @@ feature maps are [N, H, W, C], convolution weights [kernel H, kernel W, C / grou
 """
 
 import functools
+import math
 
 import haiku as hk
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from nfnets.cpu import convolution as cpu_convolution
 from nfnets.errors import UserError
 from nfnets.models import initializers
-from nfnets.models.spec import WeightEpsRule
+from nfnets.models.spec import Padding, WeightEpsRule
 from nfnets.platform import target_platform
 
 
@@ -94,26 +95,32 @@ def _moments(
 
 
 def conv2d(
-    inputs: jax.Array, weight: jax.Array, stride: int = 1, groups: int = 1
+    inputs: jax.Array,
+    weight: jax.Array,
+    stride: int = 1,
+    groups: int = 1,
+    padding: Padding = "same",
 ) -> jax.Array:
-    """Two-dimensional convolution with SAME padding.
+    """Two-dimensional convolution.
 
     Args:
       inputs: [N, H, W, C].
       weight: [kernel H, kernel W, C / groups, O], of the dtype of `inputs`.
       stride: in both directions.
       groups: number of channel groups, each convolved on its own.
+      padding: see `Padding`; symmetric padding is for odd kernels.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), O], of the dtype of `inputs`.
     """
     if target_platform() == "cpu":
-        return cpu_convolution.conv2d(inputs, weight, stride, groups)
+        return cpu_convolution.conv2d(inputs, weight, stride, groups, padding)
+    halves = [(size // 2, size // 2) for size in weight.shape[:2]]
     return jax.lax.conv_general_dilated(
         inputs,
         weight,
         window_strides=(stride, stride),
-        padding="SAME",
+        padding="SAME" if padding == "same" else halves,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -127,10 +134,15 @@ def average_pool_2x2(inputs: jax.Array) -> jax.Array:
     return hk.avg_pool(inputs, window, strides=window, padding="SAME")
 
 
-def max_pool_3x3(inputs: jax.Array) -> jax.Array:
+def max_pool_3x3(inputs: jax.Array, padding: Padding = "same") -> jax.Array:
     """Halves [N, H, W, C] with overlapping 3x3 windows."""
-    return hk.max_pool(
-        inputs, window_shape=(1, 3, 3, 1), strides=(1, 2, 2, 1), padding="SAME"
+    return jax.lax.reduce_window(
+        inputs,
+        -jnp.inf,
+        jax.lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        "SAME" if padding == "same" else [(0, 0), (1, 1), (1, 1), (0, 0)],
     )
 
 
@@ -148,6 +160,7 @@ class Conv2D(hk.Module):
         *,
         stride: int = 1,
         groups: int = 1,
+        padding: Padding = "same",
         with_bias: bool = False,
         w_init: hk.initializers.Initializer = initializers.LINEAR,
         name: str,
@@ -159,6 +172,7 @@ class Conv2D(hk.Module):
           kernel_size: side of the square kernel, pixels.
           stride: in both directions.
           groups: number of channel groups, each convolved on its own.
+          padding: see `Padding`.
           with_bias: add a bias, initially 0.
           w_init: initializer of `w`.
           name: Haiku name.
@@ -168,6 +182,7 @@ class Conv2D(hk.Module):
         self.kernel_size = kernel_size
         self.stride = stride
         self.groups = groups
+        self.padding = padding
         self.with_bias = with_bias
         self.w_init = w_init
 
@@ -175,11 +190,15 @@ class Conv2D(hk.Module):
         """Convolves [N, H, W, C] in the dtype of `inputs`."""
         shape = self.weight_shape(inputs.shape[-1])
         weight = hk.get_parameter("w", shape, init=self.w_init)
-        outputs = conv2d(inputs, weight.astype(inputs.dtype), self.stride, self.groups)
+        outputs = self.convolve(inputs, weight.astype(inputs.dtype))
         if not self.with_bias:
             return outputs
         bias = hk.get_parameter("b", (self.output_channels,), init=jnp.zeros)
         return outputs + bias.astype(outputs.dtype)
+
+    def convolve(self, inputs: jax.Array, weight: jax.Array) -> jax.Array:
+        """Convolves [N, H, W, C] with [kernel, kernel, C / groups, O], without bias."""
+        return conv2d(inputs, weight, self.stride, self.groups, self.padding)
 
     def weight_shape(self, channels: int) -> tuple[int, int, int, int]:
         """Returns the shape of `w` for a number of input channels.
@@ -209,33 +228,42 @@ class WSConv2D(Conv2D):
         *,
         stride: int = 1,
         groups: int = 1,
+        padding: Padding = "same",
         eps: float,
         eps_rule: WeightEpsRule,
+        scale: float = 1.0,
+        zero_gain: bool = False,
         name: str,
     ) -> None:
-        """Creates the layer; see `Conv2D` and `standardize_weight`."""
+        """Creates the layer; see `Conv2D` and `standardize_weight`.
+
+        `scale` multiplies the standardized weight; with `zero_gain` the gain is initially 0
+        instead of 1.
+        """
         super().__init__(
             output_channels,
             kernel_size,
             stride=stride,
             groups=groups,
+            padding=padding,
             w_init=initializers.CONV,
             name=name,
         )
         self.eps = eps
         self.eps_rule = eps_rule
+        self.scale = scale
+        self.gain_init = jnp.zeros if zero_gain else jnp.ones
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolves [N, H, W, C] in the dtype of `inputs`."""
         shape = self.weight_shape(inputs.shape[-1])
         units = (self.output_channels,)
         weight = hk.get_parameter("w", shape, init=self.w_init)
-        gain = hk.get_parameter("gain", units, init=jnp.ones)
+        gain = hk.get_parameter("gain", units, init=self.gain_init) * self.scale
         bias = hk.get_parameter("bias", units, init=jnp.zeros)
-        # The gradient would store two more arrays of the weight's size.
         weight = standardize_weight(weight, gain, self.eps, self.eps_rule)
         weight = weight.astype(inputs.dtype)
-        outputs = conv2d(inputs, weight, self.stride, self.groups)
+        outputs = self.convolve(inputs, weight)
         return outputs + bias.astype(outputs.dtype)
 
 
@@ -277,16 +305,15 @@ class SqueezeExcite(hk.Module):
     Hu, Shen, Sun: "Squeeze-and-Excitation Networks" (2018).
     """
 
-    def __init__(self, channels: int, ratio: float, name: str = "squeeze_excite") -> None:
+    def __init__(self, channels: int, hidden: int, name: str = "squeeze_excite") -> None:
         """Creates the two linear layers.
 
         Args:
           channels: number of channels of input and gates.
-          ratio: hidden width divided by `channels`; the width is at least 1.
+          hidden: number of units between the two layers.
           name: Haiku name.
         """
         super().__init__(name=name)
-        hidden = max(1, int(channels * ratio))
         self._reduce = Linear(hidden, initializers.LINEAR, name="linear")
         self._expand = Linear(channels, initializers.LINEAR, name="linear_1")
 
@@ -295,6 +322,37 @@ class SqueezeExcite(hk.Module):
         means = jnp.mean(inputs, axis=(1, 2))
         gates = jax.nn.sigmoid(self._expand(jax.nn.relu(self._reduce(means))))
         return gates[:, None, None, :]
+
+
+class ChannelAttention(hk.Module):
+    """Gates per channel, computed from the spatial means of neighboring channels.
+
+    Efficient channel attention (ECA), without bias: Wang et al.: "ECA-Net: Efficient
+    Channel Attention for Deep Convolutional Neural Networks" (2020). Parameter, float32:
+    `w` [kernel, 1, 1].
+    """
+
+    def __init__(self, gamma: float, name: str = "channel_attention") -> None:
+        """Creates the layer.
+
+        Args:
+          gamma: the kernel covers (log2(C) + 1) / gamma channels, rounded down and then up
+            to an odd number, at least 3 (equation 12 with b = 1).
+          name: Haiku name.
+        """
+        super().__init__(name=name)
+        self._gamma = gamma
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns the gates [N, 1, 1, C], in (0, 1), for [N, H, W, C]."""
+        channels = inputs.shape[-1]
+        size = max(3, int((math.log2(channels) + 1) / self._gamma) // 2 * 2 + 1)
+        weight = hk.get_parameter("w", (size, 1, 1), init=initializers.ECA)
+        weight = weight.astype(inputs.dtype)
+        means = jnp.mean(inputs, axis=(1, 2))
+        padded = jnp.pad(means, ((0, 0), (size // 2, size // 2)))
+        hidden = sum(weight[k] * padded[:, k : k + channels] for k in range(size))
+        return jax.nn.sigmoid(hidden)[:, None, None, :]
 
 
 def example_keys(key: jax.Array, example_index: jax.Array) -> jax.Array:

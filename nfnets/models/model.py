@@ -13,7 +13,7 @@ import jmp
 import numpy as np
 
 from nfnets.errors import UserError
-from nfnets.models import variants
+from nfnets.models import activations, variants
 from nfnets.models.network import ResidualNet
 from nfnets.models.spec import REMAT, ModelSpec, Remat
 
@@ -178,8 +178,9 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
           logits are always float32.
         - `remat`: one of `nfnets.models.REMAT`. With `block` or `stage` the backward pass
           recomputes the activations of each block or stage, which saves memory.
-        - `timm_compat`: True for NFNets with weights trained in timm, which uses the exact
-          GELU and adds 1e-5 to the variance of the weights.
+        - `timm_compat`: True for `nfnet_f0` to `f6` with weights trained in timm (its
+          `dm_nfnet_f0` to `f6`), which uses the exact GELU and adds 1e-5 to the variance of
+          the weights.
 
     Raises:
       UserError: the name or an override is unknown, or a value is out of range.
@@ -188,23 +189,28 @@ def create_model(name: str, num_classes: int = 1000, **overrides: Any) -> Model:
         raise UserError(f"num_classes must be at least 1, not {num_classes}")
     compute_dtype = overrides.pop("compute_dtype", "float32")
     try:
-        compute_dtype = jnp.dtype(compute_dtype)
+        is_floating = jnp.issubdtype(jnp.dtype(compute_dtype), jnp.floating)
     except TypeError:
+        is_floating = False
+    if not is_floating:
         raise UserError(
             f"compute_dtype must be a dtype such as bfloat16, not {compute_dtype!r}"
-        ) from None
+        )
     policy = jmp.Policy(
-        param_dtype=jnp.float32, compute_dtype=compute_dtype, output_dtype=jnp.float32
+        param_dtype=jnp.float32,
+        compute_dtype=jnp.dtype(compute_dtype),
+        output_dtype=jnp.float32,
     )
     remat = overrides.pop("remat", "none")
     if remat not in REMAT:
         raise UserError(f"remat must be one of {', '.join(REMAT)}, not {remat!r}")
     spec = variants.get_spec(name)
     if overrides.pop("timm_compat", False):
-        if spec.module_name != "NFNet":
-            raise UserError(f"timm_compat is for NFNets, not for {name}")
+        if spec.module_name != "NFNet" or spec.block.weight_eps_rule == "added":
+            raise UserError(f"timm_compat is for the published NFNets, not for {name}")
         overrides |= _TIMM
     spec = spec.override(overrides)
+    activations.gamma(spec.activation)  # raises for unknown names
 
     def forward(
         images: jax.Array, is_training: bool, example_index: jax.Array | None = None

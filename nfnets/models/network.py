@@ -39,10 +39,11 @@ class ResidualNet(hk.Module):
         self._spec = spec
         self._policy = policy
         self._remat = remat
-        self._activation = activations.get(spec.activation, spec.scaled_activation)
+        activation_scale, weight_scale = activations.place_gamma(spec)
+        self._activation = activations.get(spec.activation, activation_scale != 1)
+        make = functools.partial(make_conv, spec.block, weight_scale=weight_scale)
         self._stem = [
-            make_conv(
-                spec.block,
+            make(
                 conv.channels,
                 conv.kernel_size,
                 stride=conv.stride,
@@ -51,10 +52,10 @@ class ResidualNet(hk.Module):
             )
             for conv in spec.stem
         ]
-        self._stages = self._build_stages()
+        self._stages = self._build_stages(weight_scale)
         self._final_conv = None
         if spec.final_width is not None:
-            self._final_conv = make_conv(spec.block, spec.final_width, 1, name="final_conv")
+            self._final_conv = make(spec.final_width, 1, name="final_conv")
         # Precedes the last activation of preactivation networks, the first one of others.
         self._batch_norm = None
         if spec.block.normalization == "batch":
@@ -66,7 +67,7 @@ class ResidualNet(hk.Module):
         self._classifier = layers.Linear(num_classes, w_init, name=names.HEAD)
 
     @hk.transparent  # keeps the published names of the blocks
-    def _build_stages(self) -> list[list[ResidualBlock]]:
+    def _build_stages(self, weight_scale: float) -> list[list[ResidualBlock]]:
         spec = self._spec
         expected_stds = iter(spec.expected_stds())
         channels = spec.stem[-1].channels
@@ -85,6 +86,7 @@ class ResidualNet(hk.Module):
                     expected_std=next(expected_stds),
                     is_first=not stages and index == 0,
                     num_blocks=sum(spec.depths),
+                    weight_scale=weight_scale,
                 )
                 blocks.append(block)
                 channels = width
@@ -147,7 +149,9 @@ class ResidualNet(hk.Module):
             if self._batch_norm is not None:
                 hidden = self._batch_norm(hidden, is_training)
             hidden = self._activation(hidden)
-        return layers.max_pool_3x3(hidden) if self._spec.stem_pool else hidden
+        return (
+            layers.max_pool_3x3(hidden, block.padding) if self._spec.stem_pool else hidden
+        )
 
     def _run_stage(
         self,

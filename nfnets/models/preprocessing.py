@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-# ImageNet's statistics per channel (red, green, blue) on the scale 0 to 255, for which the
-# published weights were trained.
-MEAN_RGB = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+from nfnets.models.spec import MEAN_RGB, STDDEV_RGB
 
 
 def normalize_images(

@@ -3,6 +3,7 @@
 Axis letters as in `nfnets.models.layers`: N examples, H height, W width, C channels.
 """
 
+import functools
 import math
 
 import haiku as hk
@@ -37,6 +38,7 @@ class ResidualBlock(hk.Module):
         expected_std: float,
         is_first: bool,
         num_blocks: int,
+        weight_scale: float = 1.0,
     ) -> None:
         """Creates the layers.
 
@@ -49,6 +51,7 @@ class ResidualBlock(hk.Module):
           expected_std: see the class.
           is_first: whether this is the network's first block.
           num_blocks: number of blocks in the network.
+          weight_scale: factor on standardized weights.
         """
         super().__init__(name=spec.module_name)
         self.expected_std = expected_std
@@ -57,19 +60,20 @@ class ResidualBlock(hk.Module):
         self._stride = stride
 
         if spec.ratio_of_input:
-            width = in_channels if is_first else int(in_channels * spec.bottleneck_ratio)
+            ratio = 1.0 if is_first else spec.bottleneck_ratio
+            width = spec.round_channels(in_channels * ratio)
         else:
-            width = int(out_channels * spec.bottleneck_ratio)
+            width = spec.round_channels(out_channels * spec.bottleneck_ratio)
         groups = 1
         if spec.group_width is not None:
             groups = max(1, width // spec.group_width)
             width = groups * min(spec.group_width, width)
 
+        conv = functools.partial(make_conv, spec, weight_scale=weight_scale)
         scale = num_blocks**-0.25
-        self._convs = [make_conv(spec, width, 1, init_scale=scale, name="conv0")]
+        self._convs = [conv(width, 1, init_scale=scale, name="conv0")]
         for index, name in enumerate(spec.spatial_convs):
-            conv = make_conv(
-                spec,
+            spatial_conv = conv(
                 width,
                 3,
                 stride=stride if index == 0 else 1,
@@ -77,13 +81,15 @@ class ResidualBlock(hk.Module):
                 init_scale=scale,
                 name=name,
             )
-            self._convs.append(conv)
-        self._convs.append(make_conv(spec, out_channels, 1, init_scale=0.0, name="conv2"))
+            self._convs.append(spatial_conv)
+        last_conv = conv(
+            out_channels, 1, init_scale=0.0, zero_gain=spec.zero_last_gain, name="conv2"
+        )
+        self._convs.append(last_conv)
 
         self._project = None
         if stride > 1 or in_channels != out_channels:
-            self._project = make_conv(
-                spec,
+            self._project = conv(
                 out_channels,
                 1,
                 stride=1 if spec.pool_shortcut else stride,
@@ -95,12 +101,14 @@ class ResidualBlock(hk.Module):
                 BatchNorm(spec.sync_batch_norm, f"bn{index}")
                 for index in range(len(self._convs))
             ]
-        self._squeeze_excite = None
+        self._gates: layers.SqueezeExcite | layers.ChannelAttention | None = None
         self._gated_conv = len(self._convs) - (2 if spec.se_before_last else 1)
         if spec.se_ratio is not None:
-            self._squeeze_excite = layers.SqueezeExcite(
-                width if spec.se_before_last else out_channels, spec.se_ratio
-            )
+            gated = width if spec.se_before_last else out_channels
+            hidden = spec.round_channels(gated * spec.se_ratio)
+            self._gates = layers.SqueezeExcite(gated, hidden)
+        elif spec.eca_gamma is not None:
+            self._gates = layers.ChannelAttention(spec.eca_gamma)
 
     def __call__(
         self, inputs: jax.Array, keep: jax.Array | None = None, is_training: bool = False
@@ -162,7 +170,7 @@ class ResidualBlock(hk.Module):
 
         Returns:
           (feature maps, scale), whose product has unit variance by design; the scale is
-          float32, the gates [N, 1, 1, C] of squeeze-and-excite or a scalar 1.
+          float32, gates [N, 1, 1, C] or a scalar 1.
         """
         hidden = branch_inputs
         scale = jnp.ones(())
@@ -170,8 +178,8 @@ class ResidualBlock(hk.Module):
             if index > 0:
                 hidden = self._before_conv(index, hidden, is_training)
             hidden = self._after_conv(index, conv(hidden), is_training)
-            if self._squeeze_excite is not None and index == self._gated_conv:
-                gates = self._squeeze_excite(hidden).astype(jnp.float32)
+            if self._gates is not None and index == self._gated_conv:
+                gates = self._gates(hidden).astype(jnp.float32)
                 scale = self._spec.se_scale * gates
                 if self._spec.se_before_last:
                     hidden, scale = hidden * scale.astype(hidden.dtype), jnp.ones(())
@@ -215,6 +223,8 @@ def make_conv(
     stride: int = 1,
     groups: int = 1,
     init_scale: float = 1.0,
+    weight_scale: float = 1.0,
+    zero_gain: bool = False,
     is_stem: bool = False,
     name: str,
 ) -> layers.Conv2D:
@@ -227,6 +237,8 @@ def make_conv(
       stride: in both directions.
       groups: number of channel groups.
       init_scale: factor on FixUp's initial weights.
+      weight_scale: factor on standardized weights.
+      zero_gain: the gains of standardized weights are initially 0.
       is_stem: whether the convolution belongs to the stem, which does not use FixUp's
         initial weights and has its own `stem_bias`.
       name: Haiku name.
@@ -237,8 +249,11 @@ def make_conv(
             kernel_size,
             stride=stride,
             groups=groups,
+            padding=spec.padding,
             eps=spec.weight_eps,
             eps_rule=spec.weight_eps_rule,
+            scale=weight_scale,
+            zero_gain=zero_gain,
             name=name,
         )
     if spec.conv_init == "he":
@@ -253,6 +268,7 @@ def make_conv(
         kernel_size,
         stride=stride,
         groups=groups,
+        padding=spec.padding,
         with_bias=spec.stem_bias if is_stem else spec.conv_bias,
         w_init=w_init,
         name=name,

@@ -23,6 +23,15 @@ ConvInit = Literal["truncated", "he", "fixup"]
 # or eps is added to the variance (timm).
 WeightEpsRule = Literal["floor", "added"]
 
+# Padding of convolutions and of the stem's pooling: SAME, which with a stride may be less
+# before than after an axis, or half of the kernel on both sides (PyTorch).
+Padding = Literal["same", "symmetric"]
+
+# ImageNet's statistics per channel (red, green, blue) on the scale 0 to 255, for which the
+# published weights were trained.
+MEAN_RGB = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STDDEV_RGB = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
 # The unit whose activations the backward pass recomputes instead of storing them.
 Remat = Literal["none", "block", "stage"]
 REMAT: tuple[Remat, ...] = get_args(Remat)
@@ -63,6 +72,9 @@ class BlockSpec:
       weight_standardization: convolutions have standardized weights, gains and biases.
       weight_eps: epsilon of the standardization.
       weight_eps_rule: see `WeightEpsRule`.
+      zero_last_gain: the gains of the branch's last convolution are initially 0, as in
+        networks of timm, which have no skip gain.
+      padding: see `Padding`.
       conv_bias: convolutions without standardization have a bias, except in the stem.
       stem_bias: convolutions of the stem without standardization have a bias.
       conv_init: see `ConvInit`.
@@ -70,13 +82,17 @@ class BlockSpec:
         width.
       ratio_of_input: divide by the input width instead; the ratio of the network's first
         block is then 1.
+      channel_divisor: the widths of the inner convolutions and of squeeze-and-excite's
+        hidden layer are rounded to a multiple of it; 1 rounds down.
       group_width: channels per group of the 3x3 convolutions; None for a single group.
       spatial_convs: Haiku names of the 3x3 convolutions, of which the first is strided.
       se_ratio: hidden width of squeeze-and-excite divided by its input width; None for
         blocks without it.
-      se_scale: factor on squeeze-and-excite's gates, whose mean is about one half.
-      se_before_last: squeeze-and-excite precedes the last convolution instead of
-        following it.
+      eca_gamma: blocks have efficient channel attention in place of squeeze-and-excite,
+        whose kernel covers about (log2(channels) + 1) / eca_gamma channels (see
+        `layers.ChannelAttention`); None for blocks without it.
+      se_scale: factor on the gates of either, whose mean is about one half.
+      se_before_last: the gates precede the last convolution instead of following it.
       pool_shortcut: strided shortcuts are average-pooled, then projected; otherwise the
         projection is strided.
     """
@@ -91,30 +107,48 @@ class BlockSpec:
     weight_standardization: bool = True
     weight_eps: float = 1e-4
     weight_eps_rule: WeightEpsRule = "floor"
+    zero_last_gain: bool = False
+    padding: Padding = "same"
     conv_bias: bool = False
     stem_bias: bool = False
     conv_init: ConvInit = "truncated"
     bottleneck_ratio: float
     ratio_of_input: bool = False
+    channel_divisor: int = 1
     group_width: int | None = None
     spatial_convs: tuple[str, ...] = ("conv1",)
     se_ratio: float | None = None
+    eca_gamma: float | None = None
     se_scale: float = 2.0
     se_before_last: bool = False
     pool_shortcut: bool = True
 
     def __post_init__(self) -> None:
-        """Checks the fields that name a choice."""
+        """Checks the fields that name a choice or exclude one another."""
         for field, choices in (
             ("normalization", Normalization),
             ("conv_init", ConvInit),
             ("weight_eps_rule", WeightEpsRule),
+            ("padding", Padding),
         ):
             value = getattr(self, field)
             if value not in get_args(choices):
                 raise UserError(
                     f"{field} must be one of {', '.join(get_args(choices))}, not {value!r}"
                 )
+        if self.se_ratio is not None and self.eca_gamma is not None:
+            raise UserError("a block has se_ratio or eca_gamma, not both; set one to None")
+
+    @property
+    def gates_last(self) -> bool:
+        """Whether gates (squeeze-and-excite or ECA) multiply the branch's outputs."""
+        has_gates = self.se_ratio is not None or self.eca_gamma is not None
+        return has_gates and not self.se_before_last
+
+    def round_channels(self, channels: float) -> int:
+        """Rounds to the nearest multiple of `channel_divisor`, at least one of it."""
+        divisor = self.channel_divisor
+        return max(divisor, int(channels + divisor // 2) // divisor * divisor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +161,11 @@ class Recipe:
       randaugment_layers: RandAugment operations per image.
       randaugment_magnitude: magnitude of the operations.
       weight_decay: coefficient on weights (not on gains and biases).
-      top1: ImageNet accuracy given in the paper, percent; None if it gives none.
+      top1: published ImageNet accuracy, percent; None if there is none.
+      preprocessing: of evaluation images; see `nfnets.data.images.preprocess_eval`.
+      crop_fraction: see there.
+      mean_rgb: subtracted from each channel of an image in [0, 255].
+      stddev_rgb: divides each channel after that.
     """
 
     train_size: int
@@ -136,6 +174,10 @@ class Recipe:
     randaugment_magnitude: int
     weight_decay: float
     top1: float | None = None
+    preprocessing: str = "resize_crop_32"
+    crop_fraction: float | None = None
+    mean_rgb: tuple[float, float, float] = MEAN_RGB
+    stddev_rgb: tuple[float, float, float] = STDDEV_RGB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,6 +197,8 @@ class ModelSpec:
         networks without it.
       activation: a name in `nfnets.models.activations`.
       scaled_activation: multiply the activation by its gamma, for unit variance.
+      gamma_in_weights: the gamma multiplies all standardized weights instead, also those
+        that no activation precedes (timm).
       classifier_stddev: standard deviation of the classifier's initial weights.
       drop_rate: dropout rate before the classifier, in [0, 1).
       stochdepth_rate: stochastic depth rate, in [0, 1); the branch of block i of n, counted
@@ -173,10 +217,17 @@ class ModelSpec:
     final_width: int | None
     activation: str
     scaled_activation: bool = True
+    gamma_in_weights: bool = False
     classifier_stddev: float = 0.01
     drop_rate: float
     stochdepth_rate: float
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        """Checks the fields that need one another."""
+        is_scaled = self.gamma_in_weights and self.scaled_activation
+        if is_scaled and not self.block.weight_standardization:
+            raise UserError("gamma_in_weights needs weight_standardization")
 
     def expected_stds(self) -> list[float]:
         """Returns the predicted standard deviation of each block's input, the paper's beta.

@@ -3,13 +3,14 @@
 NFNet: "High-Performance Large-Scale Image Recognition Without Normalization" (2021),
 tables 1 and 6 and section 5. Other families and their recipes: the published code of
 "Characterizing signal propagation to close the performance gap in unnormalized ResNets"
-(2021).
+(2021). timm's networks: `nfnets.models.timm_variants`.
 """
 
 import dataclasses
 import difflib
 
 from nfnets.errors import UserError
+from nfnets.models import timm_variants
 from nfnets.models.spec import BlockSpec, ModelSpec, Recipe, StemConv
 
 # suffix -> (train px, test px, dropout, RandAugment magnitude, top-1 %). The depth of Fn
@@ -240,6 +241,7 @@ def _resnet(prefix: str, depth: str, suffix: str) -> ModelSpec:
             randaugment_layers=0,
             randaugment_magnitude=0,
             weight_decay=1e-4,
+            preprocessing="crop_resize",
         ),
     )
 
@@ -254,6 +256,7 @@ def _all_specs() -> dict[str, ModelSpec]:
         for prefix, suffix in _RESNET_FAMILIES
         for depth in _RESNET_DEPTHS
     ]
+    specs += timm_variants.all_specs()
     return {spec.name: spec for spec in specs}
 
 

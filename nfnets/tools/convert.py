@@ -3,6 +3,7 @@
     nfnets convert F0_haiku.npz --out=f0.safetensors
     nfnets convert dm_nfnet_f0.safetensors --out=f0.safetensors
     nfnets convert nfnet_f0 --out=f0.safetensors
+    nfnets convert eca_nfnet_l0.safetensors --out=l0.safetensors
     nfnets convert f0.safetensors --to=timm --out=timm_f0.safetensors
     nfnets convert f0.safetensors --to=hub --license=apache-2.0 --out=my_f0
 
@@ -136,7 +137,8 @@ def to_timm_file(path: str, out: str) -> str:
         raise UserError(f"timm has no {info.model}; it has {', '.join(timm.MODELS)}")
     timm.write_timm(out, timm.to_timm(params, path))
     summary = f"{out}: {info.model} of {path} with timm's names"
-    if not (info.overrides or {}).get("timm_compat"):
+    has_compat = (info.overrides or {}).get("timm_compat")
+    if info.model in timm.PUBLISHED and not has_compat:
         summary += "; without timm_compat, timm's forward pass differs from its own"
     return summary
 

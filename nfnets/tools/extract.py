@@ -81,7 +81,7 @@ def describe_config(config: "Config") -> "WeightsInfo":
     For a model of one's own these are only its preprocessing and number of classes.
     """
     from nfnets.models import create_model
-    from nfnets.models.preprocessing import MEAN_RGB, STDDEV_RGB
+    from nfnets.models.spec import MEAN_RGB, STDDEV_RGB
     from nfnets.weights import WeightsInfo, describe_model
 
     if ":" in config.model.name:

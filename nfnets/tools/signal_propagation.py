@@ -144,9 +144,15 @@ def measure(
     weights_key, images_key = jax.random.split(jax.random.key(seed))
     images = jax.random.normal(images_key, (batch_size, image_size, image_size, 3))
     params, state = model.init(weights_key, images)
+    branch_gains = ["skip_gain"]
+    if model.spec.block.zero_last_gain:
+        branch_gains.append("conv2:gain")
     params = {
         module: {
-            n: jnp.full((), skip_gain) if n == "skip_gain" else a for n, a in arrays.items()
+            name: jnp.full(array.shape, skip_gain)
+            if f"{module}:{name}".endswith(tuple(branch_gains))
+            else array
+            for name, array in arrays.items()
         }
         for module, arrays in params.items()
     }

@@ -37,7 +37,7 @@ from nfnets.optim import create_optimizer
 
 _TIMED_STEPS = 3
 _COLUMNS = (
-    ("model", 18),
+    ("model", 20),
     ("params M", 9),
     ("train px", 9),
     ("madds B", 9),

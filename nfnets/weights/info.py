@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from nfnets import schema
 from nfnets.errors import UserError
 from nfnets.models import Model, create_model
-from nfnets.models.preprocessing import MEAN_RGB, STDDEV_RGB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +88,16 @@ def describe_model(model: Model, overrides: Mapping[str, Any] | None = None) -> 
       model: from `create_model`.
       overrides: arguments that it was created with.
     """
+    recipe = model.spec.recipe
     return WeightsInfo(
         model=model.name,
         num_classes=model.num_classes,
         overrides=dict(overrides or {}),
-        image_size=model.spec.recipe.test_size,
-        mean_rgb=MEAN_RGB,
-        stddev_rgb=STDDEV_RGB,
-        preprocessing="resize_crop_32" if model.spec.final_width else "crop_resize",
+        image_size=recipe.test_size,
+        mean_rgb=recipe.mean_rgb,
+        stddev_rgb=recipe.stddev_rgb,
+        preprocessing=recipe.preprocessing,
+        crop_fraction=recipe.crop_fraction,
     )
 
 

@@ -87,7 +87,6 @@ def read_weights(
     source = source or identify_format(path)
     if source == "nfnets":
         return _read_own(path)
-    overrides = {"timm_compat": True} if source == "timm" else {}
     # Without the folder of a local file.
     origin = path.name if path == pathlib.Path(reference) else str(reference)
     known = WeightsInfo()
@@ -101,9 +100,11 @@ def read_weights(
     else:
         loaded, state = read_published(path)
     name = model_name or known.model or identify_model(reference, loaded)
+    is_timm_copy = source == "timm" and name not in timm.OWN
+    overrides = {"timm_compat": True} if is_timm_copy else {}
     model = create_model(name, count_classes(reference, loaded), **overrides)
     params, state = fit_weights(reference, loaded, state, model)
-    if source == "haiku" and name in timm.MODELS and model.num_classes == _IMAGENET:
+    if source == "haiku" and name in timm.PUBLISHED and model.num_classes == _IMAGENET:
         known = WeightsInfo(class_names=imagenet_classes())  # DeepMind's
     info = dataclasses.asdict(describe_model(model, overrides))
     info |= {k: v for k, v in dataclasses.asdict(known).items() if v is not None}

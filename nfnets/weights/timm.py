@@ -1,22 +1,25 @@
-"""timm's NFNets (dm_nfnet_f0 to f6): the same parameters with other names and layouts.
+"""timm's normalizer-free networks: the same parameters with other names and layouts.
 
 | timm | here |
 |---|---|
-| stem.conv1 to conv4 | stem_conv0 to stem_conv3 |
-| stages.S.B | nf_block_K, numbered through the stages |
+| stem.conv1 to conv4, or stem.conv | stem_conv0 to stem_conv3, or initial_conv |
+| stages.S.B | nf_block_K or nf_res_block_K, numbered through the stages |
 | conv1, conv2, conv2b, conv3 | conv0, conv1, conv1b, conv2 |
 | downsample.conv | conv_shortcut |
-| attn_last.fc1, fc2 | squeeze_excite/~/linear, linear_1 |
+| attn_last.fc1, fc2; attn.fc1, fc2 in NF-RegNets | squeeze_excite/~/linear, linear_1 |
+| attn_last.conv | channel_attention |
 | skipinit_gain | skip_gain |
 | final_conv, head.fc | final_conv, linear |
 
 Convolutions are OIHW in timm and HWIO here, gains [O, 1, 1, 1] and [O], linear layers
-[O, C] and [C, O]; squeeze-and-excite consists of 1x1 convolutions in timm.
+[O, C] and [C, O]; squeeze-and-excite consists of 1x1 convolutions in timm. ECA's kernel is
+[1, 1, K] and [K, 1, 1].
 
-timm's forward pass differs from the published one in two places: it adds 1e-5 to each
-weight's variance where the published code has a lower bound, and its GELU is exact where
-the published one is the tanh approximation. `create_model(..., timm_compat=True)` follows
-timm.
+The forward pass of timm's dm_nfnet_f0 to f6 differs from the published one in two places:
+it adds 1e-5 to each weight's variance where the published code has a lower bound, and its
+GELU is exact where the published one is the tanh approximation. `create_model(...,
+timm_compat=True)` follows timm. The other networks are timm's own; see
+`nfnets.models.timm_variants`.
 """
 
 import argparse
@@ -28,14 +31,18 @@ from typing import Any
 import numpy as np
 
 from nfnets.errors import UserError
+from nfnets.models import timm_variants
 from nfnets.models.names import HEAD, block_index, block_name, module_path
 from nfnets.weights.files import is_safetensors, read_safetensors, write_safetensors
 
 # module -> name -> array.
 Tree = dict[str, dict[str, np.ndarray]]
 
-# Models of this project that timm has, as dm_nfnet_f0 and so on.
-MODELS = tuple(f"nfnet_f{number}" for number in range(7))
+# Published models that timm has, as dm_nfnet_f0 and so on, with another forward pass.
+PUBLISHED = tuple(f"nfnet_f{number}" for number in range(7))
+# timm's own.
+OWN = tuple(spec.name for spec in timm_variants.all_specs())
+MODELS = (*PUBLISHED, *OWN)
 
 # Entries of training checkpoints that hold weights, and averaged weights.
 _WEIGHTS = ("state_dict", "model")
@@ -43,8 +50,9 @@ _AVERAGES = ("state_dict_ema", "model_ema")
 # Prefixes by DistributedDataParallel and AveragedModel, and by torch.compile.
 _PREFIXES = re.compile(r"(?:module\.|_orig_mod\.)+")
 
-_NETWORK, _BLOCK = "NFNet", "nf_block"
-# timm's layer of a block -> (kind, ours).
+# Haiku name of the network -> of its blocks.
+_BLOCKS = {"NFNet": "nf_block", "NF_RegNet": "nf_block", "NF_ResNet": "nf_res_block"}
+# timm's layer of a block -> (kind, ours). NF-RegNets call attn_last attn.
 _BLOCK_LAYERS = {
     "conv1": ("conv", "conv0"),
     "conv2": ("conv", "conv1"),
@@ -53,12 +61,14 @@ _BLOCK_LAYERS = {
     "downsample.conv": ("conv", "conv_shortcut"),
     "attn_last.fc1": ("gate", "squeeze_excite/~/linear"),
     "attn_last.fc2": ("gate", "squeeze_excite/~/linear_1"),
+    "attn_last.conv": ("eca", "channel_attention"),
 }
 _STAGE = re.compile(r"stages\.([0-3])\.(\d{1,3})\.")
 # Kind of layer -> timm's name of the parameter -> (ours, timm's number of dimensions).
 _PARAMETERS: Mapping[str, Mapping[str, tuple[str, int]]] = {
     "conv": {"weight": ("w", 4), "bias": ("bias", 1), "gain": ("gain", 4)},
     "gate": {"weight": ("w", 4), "bias": ("b", 1)},
+    "eca": {"weight": ("w", 3)},
     "linear": {"weight": ("w", 2), "bias": ("b", 1)},
     "block": {"skipinit_gain": ("skip_gain", 0)},
     "unknown": {},
@@ -148,7 +158,7 @@ def from_timm(tensors: Mapping[str, np.ndarray], path: object = "the weights") -
     """Converts timm's parameters to this project's.
 
     Args:
-      tensors: timm's name -> array, of a dm_nfnet_f0 to f6 with any number of classes.
+      tensors: timm's name -> array, of one of `MODELS` with any number of classes.
       path: of the file, for messages.
 
     Returns:
@@ -157,14 +167,14 @@ def from_timm(tensors: Mapping[str, np.ndarray], path: object = "the weights") -
     Raises:
       UserError: a name or a shape is not one of these models'.
     """
-    layers = _layers(_stage_depths(tensors))
+    layers = _layers(_network(tensors), _stage_depths(tensors))
     tree: Tree = {}
     for key, array in tensors.items():
         layer, _, name = key.rpartition(".")
         kind, module = layers.get(layer, ("unknown", ""))
         if name not in _PARAMETERS[kind]:
             raise UserError(
-                f"{path}: {key!r} is not a parameter of timm's dm_nfnet_f0 to f6"
+                f"{path}: {key!r} is not a parameter of timm's normalizer-free networks"
             )
         own_name, dimensions = _PARAMETERS[kind][name]
         if array.ndim != dimensions:
@@ -182,7 +192,7 @@ def to_timm(
     """Inverts `from_timm`.
 
     Args:
-      params: module -> name -> array, of an `nfnet_f0` to `f6`.
+      params: module -> name -> array, of one of `MODELS`.
       path: of the file, for messages.
 
     Returns:
@@ -191,25 +201,37 @@ def to_timm(
     Raises:
       UserError: timm has no parameter of that name.
     """
+    network = next(iter(params), "").partition("/")[0]
+    if network not in _BLOCKS:
+        raise UserError(f"{path}: timm has no {network or 'network without parameters'}")
     blocks = {block_index(module) for module in params} - {None}
     depths: list[int] = []
     for index in range(len(blocks)):
         # The first block of each stage, and no other, projects its shortcut.
-        shortcut = module_path(_NETWORK, block_name(_BLOCK, index), "conv_shortcut")
-        if shortcut in params or not depths:
+        block = block_name(_BLOCKS[network], index)
+        if module_path(network, block, "conv_shortcut") in params or not depths:
             depths.append(0)
         depths[-1] += 1
-    layers = {module: (kind, layer) for layer, (kind, module) in _layers(depths).items()}
+    layers = {
+        module: (kind, layer) for layer, (kind, module) in _layers(network, depths).items()
+    }
     tensors = {}
     for module, arrays in params.items():
         kind, layer = layers.get(module, ("unknown", ""))
         names = {own: theirs for theirs, (own, _) in _PARAMETERS[kind].items()}
         for name, array in arrays.items():
             if name not in names:
-                raise UserError(f"{path}: timm's NFNets have no {module}:{name}")
+                raise UserError(f"{path}: timm's networks have no {module}:{name}")
             theirs = _to_timm_layout(kind, name, np.asarray(array))
             tensors[f"{layer}.{names[name]}"] = theirs
     return tensors
+
+
+def _network(tensors: Mapping[str, Any]) -> str:
+    """Returns the Haiku name of the network that has timm's parameters."""
+    if "stem.conv.weight" not in tensors:
+        return "NFNet"
+    return "NF_RegNet" if "final_conv.weight" in tensors else "NF_ResNet"
 
 
 def _stage_depths(tensors: Mapping[str, Any]) -> list[int]:
@@ -221,23 +243,25 @@ def _stage_depths(tensors: Mapping[str, Any]) -> list[int]:
     return depths
 
 
-def _layers(depths: Sequence[int]) -> dict[str, tuple[str, str]]:
+def _layers(network: str, depths: Sequence[int]) -> dict[str, tuple[str, str]]:
     """Returns timm's layer -> (kind, our module)."""
-    layers = {
-        f"stem.conv{k + 1}": ("conv", module_path(_NETWORK, f"stem_conv{k}"))
-        for k in range(4)
-    }
+    stem = {f"stem.conv{k + 1}": f"stem_conv{k}" for k in range(4)}
+    if network != "NFNet":
+        stem = {"stem.conv": "initial_conv"}
+    layers = {theirs: ("conv", module_path(network, own)) for theirs, own in stem.items()}
     places = [
         (stage, block) for stage, depth in enumerate(depths) for block in range(depth)
     ]
     for index, (stage, block) in enumerate(places):
         theirs = f"stages.{stage}.{block}"
-        own = module_path(_NETWORK, block_name(_BLOCK, index))
+        own = module_path(network, block_name(_BLOCKS[network], index))
         layers[theirs] = ("block", own)
         for name, (kind, own_name) in _BLOCK_LAYERS.items():
+            if network == "NF_RegNet":
+                name = name.replace("attn_last", "attn")
             layers[f"{theirs}.{name}"] = (kind, module_path(own, own_name))
-    layers["final_conv"] = ("conv", module_path(_NETWORK, "final_conv"))
-    layers["head.fc"] = ("linear", module_path(_NETWORK, HEAD))
+    layers["final_conv"] = ("conv", module_path(network, "final_conv"))
+    layers["head.fc"] = ("linear", module_path(network, HEAD))
     return layers
 
 
@@ -248,6 +272,8 @@ def _to_own_layout(kind: str, name: str, array: np.ndarray) -> np.ndarray:
         return array
     if kind == "conv":
         return array.transpose(2, 3, 1, 0)
+    if kind == "eca":
+        return array.transpose(2, 1, 0)
     return array.reshape(array.shape[:2]).T
 
 
@@ -258,4 +284,6 @@ def _to_timm_layout(kind: str, name: str, array: np.ndarray) -> np.ndarray:
         return array
     if kind == "conv":
         return array.transpose(3, 2, 0, 1)
+    if kind == "eca":
+        return array.transpose(2, 1, 0)
     return array.T[:, :, None, None] if kind == "gate" else array.T

@@ -52,3 +52,33 @@ def test_convolutions_are_xlas_own_forward_and_backward(
         assert found.shape == expected.shape
         error = np.abs(found.astype(jnp.float32) - expected).max()
         assert error <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, (6, 7)), (7, 2, (8, 5))])
+def test_symmetric_padding_forward_and_backward(kernel, stride, size):
+    keys = jax.random.split(jax.random.key(kernel), 3)
+    inputs = jax.random.normal(keys[0], (2, *size, 6))
+    weight = jax.random.normal(keys[1], (kernel, kernel, 3, 8))
+    half = kernel // 2
+
+    def plain(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            [(half, half)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+
+    @jax.jit
+    def outputs_and_gradients():
+        results = []
+        for conv in (lambda x, w: conv2d(x, w, stride, 2, "symmetric"), plain):
+            outputs, pullback = jax.vjp(conv, inputs, weight)
+            given = jax.random.normal(keys[2], outputs.shape)
+            results.append((outputs, *pullback(given)))
+        return results
+
+    for found, expected in zip(*outputs_and_gradients(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

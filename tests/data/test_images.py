@@ -87,7 +87,8 @@ def test_eval_takes_any_size_and_writes_where_it_is_told(method, shape):
 
 
 def test_unknown_eval_method_is_named():
-    with pytest.raises(ValueError, match=r"'central'.*resize_crop_32, crop_resize, resize"):
+    methods = "resize_crop_32, crop_resize, resize, squash, center"
+    with pytest.raises(ValueError, match=rf"'central'.*{methods}"):
         data.preprocess_eval(picture(), 16, "central")
 
 

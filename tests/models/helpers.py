@@ -9,11 +9,14 @@ from nfnets.models.residual import ResidualBlock
 
 
 def block_input_variances(model, size, batch):
-    """Variance of each block's input divided by the predicted one, with skip gains of 1."""
+    """Variance of each block's input divided by the predicted one, with all gains 1."""
     params, _ = model.init(jax.random.key(1), jnp.zeros((1, size, size, 3)))
-    for arrays in params.values():
+    for module, arrays in params.items():
         if "skip_gain" in arrays:
             arrays["skip_gain"] = jnp.ones(())
+        if "gain" in arrays:
+            assert module.endswith("conv2") or (arrays["gain"] == 1).all()
+            arrays["gain"] = jnp.ones_like(arrays["gain"])
     images = jax.random.normal(jax.random.key(2), (batch, size, size, 3))
     found = []
 

@@ -26,6 +26,8 @@ MODELS = {
     "nf_resnet50": SMALL,
     "nf_seresnet50": SMALL,
     "skipinit_resnet50": SMALL,
+    "eca_nfnet_l0": {**SMALL, "group_width": 8, "final_width": 48},
+    "timm_nf_regnet_b0": {**SMALL, "final_width": 48},
 }
 
 
@@ -50,7 +52,7 @@ def test_all_outputs_are_the_same(case):
     # Plain convolutions remain, and a scalar where gates follow the branch.
     names = {name for arrays in folded_params.values() for name in arrays}
     assert names <= {"w", "b", "skip_gain"}
-    assert ("skip_gain" in names) == (case.startswith(("nfnet", "nf_se")))
+    assert ("skip_gain" in names) == (case.startswith(("nfnet", "nf_se", "eca_nfnet")))
     shapes = parameter_shapes(folded)
     assert {m: set(a) for m, a in shapes.items()} == {
         m: set(a) for m, a in folded_params.items()
@@ -84,7 +86,9 @@ def test_timm_compat_is_two_rules():
     plain = nfnets.create_model("nfnet_tiny")
     block = dataclasses.replace(model.spec.block, weight_eps=1e-4, weight_eps_rule="floor")
     assert dataclasses.replace(model.spec, activation="gelu", block=block) == plain.spec
-    with pytest.raises(UserError, match="timm_compat is for NFNets, not for resnet50"):
+    with pytest.raises(
+        UserError, match="timm_compat is for the published NFNets, not for resnet50"
+    ):
         nfnets.create_model("resnet50", timm_compat=True)
     with pytest.raises(UserError, match="weight_eps_rule must be one of floor, added"):
         nfnets.create_model("nfnet_tiny", weight_eps_rule="none")

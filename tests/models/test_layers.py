@@ -104,7 +104,7 @@ def test_average_pool_of_large_batches_is_that_of_each_example(size):
 
 def test_squeeze_excite_by_hand():
     def forward(x):
-        return layers.SqueezeExcite(2, 0.5)(x)
+        return layers.SqueezeExcite(2, 1)(x)
 
     transformed = hk.without_apply_rng(hk.transform(forward))
     params = {
@@ -118,6 +118,37 @@ def test_squeeze_excite_by_hand():
     np.testing.assert_allclose(gates[0, 0, 0], expected, rtol=1e-6)
     # A negative hidden value is cut off by the ReLU: both gates are 1/2.
     np.testing.assert_allclose(transformed.apply(params, -inputs)[0, 0, 0], [0.5, 0.5])
+
+
+def test_channel_attention_by_hand():
+    def forward(x):
+        return layers.ChannelAttention(2.0)(x)
+
+    transformed = hk.without_apply_rng(hk.transform(forward))
+    weight = jnp.array([1.0, 2.0, 4.0])[:, None, None]
+    # Means 0.01, 0.1 and 1.
+    inputs = jnp.array([[[[0.0, 0.1, 3.0], [0.02, 0.1, -1.0]]]])
+    gates = transformed.apply({"channel_attention": {"w": weight}}, inputs)
+    # Neighbors before, at and after each channel; zeros beyond the ends.
+    hidden = np.array([0.02 + 0.4, 0.01 + 0.2 + 4, 0.1 + 2])
+    np.testing.assert_allclose(gates[0, 0, 0], 1 / (1 + np.exp(-hidden)), rtol=1e-6)
+    # "ECA-Net", equation 12: (log2(C) + 1) / 2 is 2.5, 3.5, 4.5 and 6.5.
+    for channels, size in ((16, 3), (64, 3), (256, 5), (4096, 7)):
+        images = jax.ShapeDtypeStruct((1, 2, 2, channels), jnp.float32)
+        shapes = jax.eval_shape(transformed.init, jax.random.key(0), images)
+        assert shapes["channel_attention"]["w"].shape == (size, 1, 1)
+
+
+def test_symmetric_padding_by_hand():
+    inputs = jnp.arange(4.0).reshape(1, 1, 4, 1)
+    weight = jnp.array([1.0, 10.0, 100.0])[None, :, None, None]
+    same = layers.conv2d(inputs, weight, 2)[0, 0, :, 0]
+    np.testing.assert_array_equal(same, [0 + 10 + 200, 2 + 30])
+    symmetric = layers.conv2d(inputs, weight, 2, padding="symmetric")[0, 0, :, 0]
+    np.testing.assert_array_equal(symmetric, [0 + 100, 1 + 20 + 300])
+    np.testing.assert_array_equal(layers.max_pool_3x3(inputs)[0, 0, :, 0], [2, 3])
+    pooled = layers.max_pool_3x3(-inputs, "symmetric")[0, 0, :, 0]
+    np.testing.assert_array_equal(pooled, [0, -1])
 
 
 def test_dropout_keeps_the_mean_and_belongs_to_examples():

@@ -94,3 +94,15 @@ def test_names_and_descriptions_are_importable_without_jax():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert found.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"compute_dtype": "int32"}, "compute_dtype must be a dtype such as bfloat16"),
+        ({"activation": "gelo"}, "unknown activation 'gelo'; choose one of"),
+    ],
+)
+def test_mistakes_are_found_when_a_model_is_created(overrides, message):
+    with pytest.raises(UserError, match=message):
+        nfnets.create_model("nfnet_tiny", **overrides)

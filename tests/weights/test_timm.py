@@ -19,7 +19,14 @@ from nfnets.models import listing_hash
 from nfnets.tools import convert
 from nfnets.weights.timm import from_timm, read_timm, to_timm, unwrap
 from tests import reference
-from tests.weights.helpers import assert_same_trees, micro_params
+from tests.weights.helpers import (
+    GOLDEN_TIMM,
+    assert_same_trees,
+    golden_array,
+    golden_params,
+    micro_params,
+    timm_listing_hash,
+)
 
 WIDTHS = (256, 512, 1536, 1536)
 
@@ -93,11 +100,55 @@ def test_layouts_and_the_exact_inverse():
         np.testing.assert_array_equal(again[key], tensors[key])
 
 
+@pytest.mark.parametrize("name", ["nf_ecaresnet26", "timm_nf_regnet_b0", "test_nfnet"])
+def test_layouts_of_timms_own_networks(name):
+    model = nfnets.create_model(name, 5, depths=(1, 2), widths=(16, 32), strides=(2, 2))
+    tensors = golden_params(model)
+    params = from_timm(tensors)
+    assert_same_trees({"": to_timm(params)}, {"": tensors})
+    shapes = {m: {n: x.shape for n, x in a.items()} for m, a in params.items()}
+    wanted = model.shapes()[0]
+    assert shapes == {m: {n: x.shape for n, x in a.items()} for m, a in wanted.items()}
+    if name == "nf_ecaresnet26":
+        kernel = params["NF_ResNet/~/nf_res_block_2/~/channel_attention"]["w"][:, 0, 0]
+        theirs = tensors["stages.1.1.attn_last.conv.weight"]
+        np.testing.assert_array_equal(theirs[0, 0], kernel)
+        assert theirs.shape == (1, 1, 3)
+        assert tensors["stem.conv.weight"].shape == (64, 3, 7, 7)
+    elif name == "timm_nf_regnet_b0":
+        gate = params["NF_RegNet/~/nf_block/~/squeeze_excite/~/linear"]["w"]
+        np.testing.assert_array_equal(
+            tensors["stages.0.0.attn.fc1.weight"][:, :, 0, 0], gate.T
+        )
+    assert not any("skip" in key for key in tensors)
+
+
+def test_a_network_that_timm_lacks():
+    with pytest.raises(UserError, match="FILE: timm has no ResNet"):
+        to_timm({"ResNet/~/linear": {"w": np.zeros((2, 3))}}, "FILE")
+
+
+def test_timms_own_networks_need_no_compat(tmp_path, capsys):
+    tensors = golden_params(nfnets.create_model("test_nfnet", 3))
+    theirs, ours, back = (str(tmp_path / name) for name in ("theirs", "ours", "back"))
+    safetensors.numpy.save_file(tensors, theirs, {"format": "pt"})
+    convert.main([theirs, f"--out={ours}"])
+    assert "ours: test_nfnet, 3 classes, from timm" in capsys.readouterr().out
+    info = nfnets.read_weights_info(ours)
+    assert info.overrides is None
+    assert (info.image_size, info.preprocessing) == (160, "center")
+    assert info.crop_fraction == 0.95
+    assert info.mean_rgb == info.stddev_rgb == (127.5, 127.5, 127.5)
+    convert.main([ours, "--to=timm", f"--out={back}"])
+    assert "compat" not in capsys.readouterr().out
+    assert_same_trees({"": read_timm(back)[0]}, {"": tensors})
+
+
 def test_parameters_that_are_not_timms():
     tensors = to_timm(micro_params())
     for key, message in (
         ("stem.conv5.weight", "'stem.conv5.weight' is not a parameter"),
-        ("stages.0.0.conv1.running_mean", "is not a parameter of timm's dm_nfnet"),
+        ("stages.0.0.conv1.running_mean", "is not a parameter of timm's n"),
         ("stages.4.0.conv1.weight", "is not a parameter"),
         ("weight", "is not a parameter"),
     ):
@@ -106,7 +157,9 @@ def test_parameters_that_are_not_timms():
     for key in ("head.fc.weight", "stages.0.0.skipinit_gain"):
         with pytest.raises(UserError, match=rf"FILE: {key} has the shape \[2\]"):
             from_timm({**tensors, key: np.zeros(2)}, "FILE")
-    with pytest.raises(UserError, match="timm's NFNets have no NFNet/~/nf_block/~/conv3:w"):
+    with pytest.raises(
+        UserError, match="timm's networks have no NFNet/~/nf_block/~/conv3:w"
+    ):
         to_timm({**micro_params(), "NFNet/~/nf_block/~/conv3": {"w": np.zeros(2)}})
 
 
@@ -340,11 +393,18 @@ class StandInFinder:
 
 
 @pytest.fixture(scope="module")
-def timm_f0():
-    """timm's own network with random parameters."""
-    torch = pytest.importorskip("torch")
+def nfnet():
+    """timm's module of normalizer-free networks."""
+    pytest.importorskip("torch")
     sys.meta_path.append(StandInFinder)
-    nfnet = pytest.importorskip("timm.models.nfnet")
+    return pytest.importorskip("timm.models.nfnet")
+
+
+@pytest.fixture(scope="module")
+def timm_f0(nfnet):
+    """timm's own network with random parameters."""
+    import torch
+
     torch.manual_seed(0)
     model = nfnet.dm_nfnet_f0(pretrained=False, num_classes=1000).eval()
     with torch.no_grad():
@@ -401,3 +461,110 @@ def test_logits_are_those_of_timm_both_ways(timm_f0, tmp_path):
     plain = nfnets.create_model("nfnet_f0")
     without = jax.jit(lambda p: plain.apply(p, {}, None, images)[0]["logits"])(params)
     print(f"without timm_compat: {relative_difference(without, timm_logits()):.1e}")
+
+
+def fill_with_noise(model):
+    """Random values for every parameter, also for gains and biases."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight"):
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.01, 1.5 / fan_in**0.5)
+            elif name.endswith("gain"):
+                parameter.normal_(1, 0.3)
+            else:
+                parameter.normal_(0, 0.2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nfnet_l0",
+        "eca_nfnet_l0",
+        "eca_nfnet_l1",
+        "timm_nfnet_f0",
+        "timm_nf_regnet_b1",
+        "timm_nf_resnet50",
+        "nf_seresnet26",
+        "nf_ecaresnet26",
+        "test_nfnet",
+    ],
+)
+def test_other_networks_are_those_of_timm_both_ways(nfnet, tmp_path, name):
+    import torch
+
+    theirs = getattr(nfnet, name.removeprefix("timm_"))(num_classes=100).eval()
+    fill_with_noise(theirs)
+    tensors = {k: v.numpy().copy() for k, v in theirs.state_dict().items()}
+    params = from_timm(tensors)
+    assert_same_trees({"": to_timm(params)}, {"": tensors})
+
+    ours = nfnets.create_model(name, 100)
+    run = jax.jit(lambda p, x: ours.apply(p, {}, None, x)[0])
+    for size in (64, 72):  # even and odd numbers of pixels at some stage
+        inputs = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            features = theirs.forward_features(inputs)
+            want = {
+                "pool": theirs.forward_head(features, pre_logits=True).numpy(),
+                "logits": theirs.forward_head(features).numpy(),
+            }
+        got = run(params, inputs.numpy().transpose(0, 2, 3, 1))
+        for key, array in want.items():
+            difference = relative_difference(got[key], array)
+            print(f"{name}, {size} px, {key}: {difference:.1e}")
+            assert difference < 1e-4
+
+    theirs_path, own = str(tmp_path / "theirs.pth"), str(tmp_path / "own")
+    back = str(tmp_path / "back.safetensors")
+    torch.save(theirs.state_dict(), theirs_path)
+    convert.main([theirs_path, f"--out={own}"])
+    assert nfnets.read_weights_info(own).model == name
+    convert.main([own, "--to=timm", f"--out={back}"])
+    assert_same_trees({"": read_timm(back)[0]}, {"": tensors})
+
+
+@pytest.mark.long
+def test_golden_sizes_are_those_of_timm(nfnet):
+    import torch
+
+    with (reference.DATA / "timm_models.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        with torch.device("meta"):
+            model = getattr(nfnet, row["name"].removeprefix("timm_"))()
+        state = model.state_dict()
+        assert sum(tensor.numel() for tensor in state.values()) == int(row["params"])
+        assert len(state) == int(row["leaves"])
+        assert timm_listing_hash(state) == row["sha256"], row["name"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", GOLDEN_TIMM)
+def test_golden_outputs_are_those_of_timm(nfnet, case):
+    expected = np.load(reference.DATA / "timm.npz")
+    for key, array in timm_outputs(nfnet, case).items():
+        assert relative_difference(expected[key], array) < 1e-5, key
+
+
+def timm_outputs(nfnet, case):
+    """The outputs of timm's small networks; `np.savez` of all of them is timm.npz."""
+    import torch
+
+    name, _, fields = GOLDEN_TIMM[case]
+    config = nfnet.model_cfgs[name.removeprefix("timm_")]
+    model = nfnet.NormFreeNet(config, num_classes=10, **fields).eval()
+    state = model.state_dict()
+    arrays = {key: golden_array(key, tuple(value.shape)) for key, value in state.items()}
+    model.load_state_dict({key: torch.tensor(array) for key, array in arrays.items()})
+    images = reference.formula_images(2, 48).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        features = model.forward_features(torch.from_numpy(images.copy()))
+        return {
+            f"{case}:logits": model.forward_head(features).numpy(),
+            f"{case}:pool": model.forward_head(features, pre_logits=True).numpy(),
+        }
