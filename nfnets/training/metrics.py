@@ -56,6 +56,7 @@ class StepMetrics:
         self._timed_steps = 0
         self._created = time.monotonic()
         self._start: float | None = None
+        self._waited = 0.0
         # Collectives of queued steps can deadlock on CPU devices: one step at a time.
         self._in_flight = 0 if jax.default_backend() == "cpu" else _MAX_IN_FLIGHT
 
@@ -124,8 +125,17 @@ class StepMetrics:
         else:  # the very first step alone, compilation included
             timed, seconds = len(steps), now - self._created
         summary["train/images_per_sec"] = timed * self._batch_size / max(seconds, 1e-9)
+        summary["train/data_wait"] = min(1.0, self._waited / max(seconds, 1e-9))
         self._steps, self._timed_steps, self._start = [], 0, now
+        self._waited = 0.0
         return summary
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """Counts the duration of a context as `train/data_wait`, a share of the time."""
+        entered = time.monotonic()
+        yield
+        self._waited += time.monotonic() - entered
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

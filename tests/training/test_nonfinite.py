@@ -87,11 +87,17 @@ def test_metrics_between_reports():
     with metrics.paused():
         time.sleep(0.01)
     assert metrics._start >= start + 0.01
+    with metrics.waiting_for_input():
+        time.sleep(0.01)
+    waited = metrics._waited
+    assert waited >= 0.01
     summary = metrics.summarize()
     assert summary["train/loss"] == 2
     assert summary["train/learning_rate"] == pytest.approx(0.3)
     assert summary["train/agc_max_ratio"] == 9
     assert summary["train/images_per_sec"] > 0
+    assert 0 < summary["train/data_wait"] <= 1
+    assert metrics._waited == 0
     metrics.add(4, {name: jnp.asarray(v) for name, v in values.items()})
     assert metrics.summarize()["train/loss"] == 3
 

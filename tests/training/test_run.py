@@ -45,7 +45,13 @@ def test_files_of_a_run(finished):
     assert [e["step"] for e in entries if "train/loss" in e] == [2, 4, 6]
     assert [e["step"] for e in entries if "eval/top1" in e] == [4, 6]
     first = entries[0]
-    for key in ("top1", "learning_rate", "images_per_sec", "agc_clipped_fraction"):
+    for key in (
+        "top1",
+        "learning_rate",
+        "images_per_sec",
+        "data_wait",
+        "agc_clipped_fraction",
+    ):
         assert f"train/{key}" in first
     assert first["train/images_per_sec"] > 0
     assert first["train/bad_records"] == 0
@@ -348,3 +354,20 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     path.write_text('{"step": 1, "x"\n{"step": 2, "x": 2}\n')
     with pytest.raises(UserError, match="line 1 is not valid JSON"):
         read_metrics(path)
+
+
+def test_slow_input_is_said_once(capsys, monkeypatch):
+    config = resolve(make_config(), num_train=1000, num_classes=10)
+    run = object.__new__(loop._Run)
+    run.config, run.has_reported_wait = config, False
+    images = config.train.log_every * config.data.batch_size
+    slow = {"train/images_per_sec": images / 20, "train/data_wait": 0.3}
+    for summary in (
+        {**slow, "train/data_wait": 0.04},  # little
+        {**slow, "train/images_per_sec": images / 5.0},  # too short to be judged
+        slow,
+        slow,
+    ):
+        run._report_wait(8, summary)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "the steps up to step 8 waited 30% of their time for input" in line
