@@ -68,7 +68,8 @@ def test_a_disk_that_stays_full(place, undisturbed, tmp_path):
         limit_files(run, LIMIT)
         run.release()
         assert run.end() == 1, str(run)
-    (line,) = run.errors
+    # Orbax's threads may print more.
+    (line,) = [line for line in run.errors if line.startswith("error: ")]
     assert line.startswith("error: could not write checkpoint 40: ")
     assert "the newest checkpoint is that of step 35; free some space and rerun" in line
     assert_same_arrays(stored_arrays(tmp_path), stored_arrays(undisturbed, 35))
