@@ -22,6 +22,9 @@ from nfnets.training.state import TrainState, Weights, flatten_state, select_wei
 BEST_METRIC = "eval/top1"
 _SHOWN_DIFFERENCES = 4
 
+# Size of a checkpoint on disk, of that of its arrays; Orbax compresses them.
+_COMPRESSION = 0.8
+
 
 class DamagedCheckpointError(Exception):
     """A checkpoint cannot be read as it was written."""
@@ -115,6 +118,14 @@ class Checkpoints:
             return
         # Copied, because on CPU the next step would overwrite the arrays being saved.
         arrays = {path: np.array(leaf) for path, leaf in flatten_state(state).items()}
+        # On a full disk, Orbax's threads would each print a traceback.
+        needed = _COMPRESSION * sum(array.nbytes for array in arrays.values())
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(
+                f"checkpoint {step}: the disk has {free / 1e6:.0f} MB left, of about "
+                f"{needed / 1e6:.0f} MB needed"
+            )
         sums = {path: _checksum(array) for path, array in arrays.items()}
         with self._writing(step):
             self._manager.save(

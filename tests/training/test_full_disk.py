@@ -62,19 +62,6 @@ def test_files_that_cannot_grow_for_a_while(place, undisturbed, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.survival
-def test_a_disk_that_stays_full(place, undisturbed, tmp_path):
-    with paused_run(place, tmp_path, "hurry:3", 38) as run:
-        limit_files(run, LIMIT)
-        run.release()
-        assert run.end() == 1, str(run)
-    # Orbax's threads may print more.
-    (line,) = [line for line in run.errors if line.startswith("error: ")]
-    assert line.startswith("error: could not write checkpoint 40: ")
-    assert "the newest checkpoint is that of step 35; free some space and rerun" in line
-    assert_same_arrays(stored_arrays(tmp_path), stored_arrays(undisturbed, 35))
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, of 8 MiB."""
@@ -110,7 +97,23 @@ def test_a_disk_that_is_full_for_a_while(place, undisturbed, small_disk):
         run.release()
         run.wait_for("^paused at 27$")
         assert int(stored_arrays(workdir)["step"]) == 10
+        assert "could not write checkpoint" in run.output
+        assert "the disk has 0 MB left, of about" in run.output
+        assert run.errors == []
         filler.unlink()
         run.release()
         assert_continued(run)
     assert_same_end(workdir, undisturbed)
+
+
+@pytest.mark.survival
+def test_a_disk_that_stays_full(place, undisturbed, small_disk):
+    workdir = small_disk / "run"
+    with paused_run(place, workdir, "hurry:3", 38) as run:
+        fill(small_disk / "filler")
+        run.release()
+        assert run.end() == 1, str(run)
+    (line,) = run.errors
+    assert line.startswith("error: could not write checkpoint 40: the disk has 0 MB left")
+    assert "the newest checkpoint is that of step 35: free some space and rerun" in line
+    assert_same_arrays(stored_arrays(workdir), stored_arrays(undisturbed, 35))
