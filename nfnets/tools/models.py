@@ -3,8 +3,9 @@
     nfnets models
     nfnets models 'nfnet_f*'
 
-prints name, number of residual blocks, training and test image size, and the ImageNet
-accuracy reported in the paper. `nfnets summary` counts parameters and multiply-adds.
+prints name, number of residual blocks, training and test image size, and the published
+ImageNet accuracy: the paper's, or timm's of its own networks. `nfnets summary` counts
+parameters and multiply-adds.
 """
 
 from collections.abc import Sequence
