@@ -4,9 +4,10 @@
     nfnets models 'nfnet_f*'
     nfnets models --pretrained
 
-prints name, number of residual blocks, training and test image size, and the ImageNet
-accuracy reported in the paper; or the published weights that can be loaded by name, with
-the accuracy of these files. `nfnets summary` counts parameters and multiply-adds.
+prints name, number of residual blocks, training and test image size, and the published
+ImageNet accuracy (the paper's, or timm's of its own networks); or the published weights
+that can be loaded by name, with the accuracy of these files. `nfnets summary` counts
+parameters and multiply-adds.
 """
 
 from collections.abc import Sequence

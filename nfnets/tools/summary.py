@@ -4,8 +4,8 @@
 
 prints parameters, multiply-adds of one image at training and at test size, elements of all
 convolutions' outputs at test size and, with --batch, the memory of a training step as
-planned by XLA for this machine (which takes up to minutes per model), and the ImageNet
-accuracy reported in the paper. Without names, all models are listed.
+planned by XLA for this machine (which takes up to minutes per model), and the published
+ImageNet accuracy. Without names, all models are listed.
 
     nfnets summary nfnet_f3 --batch=4 --remat none block stage --run
 
@@ -64,7 +64,7 @@ class ModelSummary:
       activations: elements of all convolutions' outputs, one evaluation image.
       step_bytes: memory of a training step; None if not measured.
       step_seconds: duration of a training step; None if not measured.
-      top1: ImageNet accuracy reported in the paper, percent; None if there is none.
+      top1: published ImageNet accuracy, percent; None if there is none.
     """
 
     name: str

@@ -71,6 +71,20 @@ def test_configs_follow_the_papers_table(number, train, test, drop, magnitude):
     assert config.model.compute_dtype == "bfloat16"
 
 
+def test_the_light_config_is_timms_recipe():
+    config = cli.load_config("configs/eca_nfnet_l0.py")
+    config = resolved(config, num_train=1281167, num_classes=1000)
+    assert (config.data.image_size, config.eval.image_size) == (224, 288)
+    assert (config.eval.preprocessing, config.eval.crop_fraction) == ("center", 1.0)
+    augment, optimizer = config.augment, config.optimizer
+    assert (augment.randaugment_layers, augment.randaugment_magnitude) == (2, 9)
+    assert (augment.mixup_fraction, augment.cutmix_fraction) == (1, 0)
+    assert (optimizer.name, optimizer.clipping, optimizer.b2) == ("rmsprop", 0.002, 0.9)
+    assert (optimizer.weight_decay, optimizer.epsilon) == (1e-5, 1e-3)
+    assert (config.model.drop_rate, config.model.stochdepth_rate) == (0.2, 0.1)
+    check_division(config, num_devices=1)
+
+
 def test_what_derives_from_the_model_follows_overrides():
     config = resolved(nfnet_f0.get_config(), model__name="nfnet_f3")
     assert config.data.image_size == 320
