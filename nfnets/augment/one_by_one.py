@@ -144,18 +144,18 @@ def shift(
     smallest = jnp.min(jnp.where(inside, moves, size), axis=axis - 1, keepdims=True)
     largest = jnp.max(jnp.where(inside, moves, -size), axis=axis - 1, keepdims=True)
     is_back = largest < 0
-    line = jnp.where(is_back, largest, smallest)
+    line = jnp.where(is_back, largest, jnp.maximum(smallest, 0))
 
-    def move(pixels: jax.Array, distance: int, moves: jax.Array) -> jax.Array:
+    def move(distance: int, moves: jax.Array, is_back: jax.Array) -> jax.Array:
         """Moves those pixels to which `moves` applies."""
-        ahead = jnp.where(moves[:, None], _moved(pixels, distance, axis), pixels)
-        back = jnp.where(moves[:, None], _moved(pixels, -distance, axis), pixels)
-        return jnp.where(is_back[:, None], back, ahead)
+        ahead, back = (_moved(pixels, d, axis) for d in (distance, -distance))
+        moved = jnp.where(is_back[:, None], back, ahead)
+        return jnp.where(moves[:, None], moved, pixels)
 
     pixels = images
     for bit in range((size - 1).bit_length()):
-        pixels = move(pixels, 1 << bit, jnp.abs(line) >> bit & 1 == 1)
-    pixels = move(pixels, 1, moves != line)
+        pixels = move(1 << bit, jnp.abs(line) >> bit & 1 == 1, is_back)
+    pixels = move(1, moves != line, moves < line)
     return jnp.where(inside[:, None], pixels, jnp.uint8(ops.GRAY))
 
 

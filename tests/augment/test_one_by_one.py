@@ -49,6 +49,26 @@ def test_every_operation_in_every_direction():
     assert changed.mean() > 0.8
 
 
+@pytest.mark.parametrize("distance", [-1.5, -0.5, 0.5, 1.5])
+def test_pixels_of_a_line_that_round_to_different_moves(distance):
+    width, height = 120, 7
+    # Near half-way between two pixels, the sum's rounding decides, from column to column.
+    nearby = np.float32(distance) * np.float32([1 - 2e-7, 1 - 6e-8, 1, 1 + 2e-7, 1 + 4e-7])
+    rows = np.zeros((1, 2, height), np.float32)
+    rows[0, 0, :5], rows[0, 1] = nearby, np.arange(height)
+    columns = np.zeros((1, 2, width), np.float32)
+    columns[0, 0] = np.arange(width)
+    terms = (columns, rows, np.zeros((1, 2), np.float32))
+    x, _, inside = kernels.source_pixels(*map(jnp.asarray, terms))
+    moves = np.asarray(x - jnp.arange(width))[0]
+    spread = [np.ptp(m[i]) for m, i in zip(moves, np.asarray(inside)[0], strict=True)]
+    assert max(spread) == 1
+    images = np.random.default_rng(2).integers(0, 256, (1, 3, height, width), np.uint8)
+    expected = kernels.gather_affine(jnp.asarray(images), *terms)
+    found = one_by_one.shift(jnp.asarray(images), *terms, axis=3)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"autoaugment": True, "randaugment_layers": 0}])
 def test_tpus_augment_without_large_gathers(options):
     images = np.moveaxis(_images(8), 1, -1)[:, :32, :40]
