@@ -1,4 +1,4 @@
-"""Tables of training steps compiled for TPUs and GPUs that are not there.
+"""Tables of training steps compiled ahead of time for TPUs and GPUs.
 
     python benchmarks/pods.py --models nfnet_f0 nfnet_f1 --topologies v3:4x4=1024 h100:8=256
 

@@ -13,7 +13,7 @@ from nfnets.training.config import default_config
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the configuration."""
-    config = default_config()  # the paper's recipe but for what follows
+    config = default_config()  # the paper's recipe, except for these fields:
     config.model.name = "nfnet_f0"
     config.data.source = "tfds:imagenet2012"
     config.data.workers = 8

@@ -20,7 +20,7 @@ COMMANDS = {
     "info": "show the content of a weights file",
     "models": "list the models",
     "summary": "count parameters, multiply-adds and memory of models",
-    "pods": "compile training steps for TPUs and GPUs that are not there",
+    "pods": "compile training steps for TPUs and GPUs ahead of time",
     "check": "check a folder of images before a training",
     "prepare": "download and prepare a TFDS dataset",
     "preview": "draw augmented training images",
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
       The exit code; None for success.
 
     Raises:
-      UserError: there is no such command, or the command's own errors.
+      UserError: the command is unknown; also the command's own errors.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

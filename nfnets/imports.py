@@ -21,7 +21,7 @@ def find(name: str, namespace: object, what: str) -> Any:
       what: description of the value in messages, such as "optimizer".
 
     Raises:
-      UserError: there is no such module or attribute, or it is not callable.
+      UserError: the module or attribute does not exist, or it is not callable.
     """
     module, colon, attribute = name.rpartition(":")
     if colon:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nfnets import __main__ as program
-from nfnets import cli
+from nfnets import cli, config_files
 from nfnets.errors import UserError
 from nfnets.tools import eval as evaluation
 from nfnets.tools import train
@@ -101,7 +101,7 @@ def test_mistakes_in_a_config_file(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        cli.load_config(str(path))
+        config_files.load_config(str(path))
 
 
 def test_values_of_overrides():

@@ -72,7 +72,7 @@ def decode(data: bytes, *, apply_exif: bool = True) -> np.ndarray:
     dropped. A truncated file is an error; damage in the middle of a JPEG is not detected.
 
     Args:
-      data: a JPEG, PNG, WebP, BMP, TIFF or GIF file (of which the first frame is decoded).
+      data: an image file of `listing.FORMATS`; of animations, the first frame is decoded.
       apply_exif: whether to turn the image as its EXIF orientation demands, as photo
         viewers do. The published weights were trained without.
 

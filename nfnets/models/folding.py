@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from nfnets.errors import UserError
-from nfnets.models import activations, layers
+from nfnets.models import activations
 from nfnets.models.model import Model, Outputs, Params
 from nfnets.models.names import block_name, head_module, module_path
 from nfnets.models.network import ResidualNet
 from nfnets.models.spec import BlockSpec, ModelSpec
+from nfnets.models.standardization import standardize_weight
 
 _LAST_CONV = "conv2"
 
@@ -122,7 +123,7 @@ def _fold_layer(
     spec: ModelSpec, arrays: Mapping[str, jax.Array], scale: float, weight_scale: float
 ) -> dict[str, jax.Array]:
     if "gain" in arrays:
-        weight = layers.standardize_weight(
+        weight = standardize_weight(
             arrays["w"], arrays["gain"], spec.block.weight_eps, spec.block.weight_eps_rule
         )
         return {"w": weight * (scale * weight_scale), "b": arrays["bias"]}

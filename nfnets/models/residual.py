@@ -200,7 +200,7 @@ class ResidualBlock(hk.Module):
         return hidden
 
     def _after_conv(self, index: int, hidden: jax.Array, is_training: bool) -> jax.Array:
-        """Applies what follows the branch's convolution `index`."""
+        """Applies the operations after the branch's convolution `index`."""
         spec = self._spec
         is_last = index == len(self._convs) - 1
         if spec.normalization == "fixup":

@@ -54,6 +54,21 @@ class StemConv:
     stride: int = 1
 
 
+# Blocks and channels of NFNet-F0's stages.
+NFNET_DEPTHS = (1, 2, 6, 3)
+NFNET_WIDTHS = (256, 512, 1536, 1536)
+
+
+def nfnet_stem(channels: int) -> tuple[StemConv, ...]:
+    """Returns the stem of NFNets, whose last convolution has `channels` outputs."""
+    return (
+        StemConv(name="stem_conv0", channels=16, stride=2),
+        StemConv(name="stem_conv1", channels=32),
+        StemConv(name="stem_conv2", channels=64),
+        StemConv(name="stem_conv3", channels=channels, stride=2),
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """What all residual blocks of a network share.

@@ -3,15 +3,22 @@
 They consist of the published networks' blocks, with the differences listed in `_block` and
 `_spec`. Names that the published networks have taken get the prefix `timm_`. Structure,
 image sizes and normalization are those of timm 1.0, accuracies those of timm's
-`results-imagenet.csv` at test size. timm's evaluation crop is approximated by the nearest
-of `nfnets.data.images.EVAL_METHODS`. timm leaves dropout, stochastic depth and weight decay
+`results-imagenet.csv` at test size. timm leaves dropout, stochastic depth and weight decay
 to its training script; see `configs/eca_nfnet_l0.py`.
 """
 
 import dataclasses
 from typing import Any
 
-from nfnets.models.spec import BlockSpec, ModelSpec, Recipe, StemConv
+from nfnets.models.spec import (
+    NFNET_DEPTHS,
+    NFNET_WIDTHS,
+    BlockSpec,
+    ModelSpec,
+    Recipe,
+    StemConv,
+    nfnet_stem,
+)
 
 # "l0" to "l3" of eca_nfnet -> (train px, test px, width of final_conv, top-1 %).
 _LIGHT_VARIANTS: dict[int, tuple[int, int, int, float | None]] = {
@@ -32,8 +39,6 @@ _NFNET_SIZES = (
     (448, 576),
     (480, 608),
 )
-_NFNET_DEPTHS = (1, 2, 6, 3)
-_NFNET_WIDTHS = (256, 512, 1536, 1536)
 # "b0" to "b5" -> (widths before the factor 3/4, depths, train px, test px, top-1 %).
 _REGNET_VARIANTS: dict[
     int, tuple[tuple[int, ...], tuple[int, ...], int, int, float | None]
@@ -155,15 +160,15 @@ def _recipe(
 
 
 def _scaled_depths(number: int) -> tuple[int, ...]:
-    return tuple((number + 1) * depth for depth in _NFNET_DEPTHS)
+    return tuple((number + 1) * depth for depth in NFNET_DEPTHS)
 
 
 def _nfnet(
     name: str,
     recipe: Recipe,
     *,
-    widths: tuple[int, ...] = _NFNET_WIDTHS,
-    depths: tuple[int, ...] = _NFNET_DEPTHS,
+    widths: tuple[int, ...] = NFNET_WIDTHS,
+    depths: tuple[int, ...] = NFNET_DEPTHS,
     final_width: int,
     activation: str = "silu",
     **block: Any,
@@ -171,12 +176,7 @@ def _nfnet(
     return _spec(
         name=name,
         module_name="NFNet",
-        stem=(
-            StemConv(name="stem_conv0", channels=16, stride=2),
-            StemConv(name="stem_conv1", channels=32),
-            StemConv(name="stem_conv2", channels=64),
-            StemConv(name="stem_conv3", channels=128, stride=2),
-        ),
+        stem=nfnet_stem(128),
         widths=widths,
         depths=depths,
         strides=(1, 2, 2, 2),

@@ -11,7 +11,15 @@ import difflib
 
 from nfnets.errors import UserError
 from nfnets.models import timm_variants
-from nfnets.models.spec import BlockSpec, ModelSpec, Recipe, StemConv
+from nfnets.models.spec import (
+    NFNET_DEPTHS,
+    NFNET_WIDTHS,
+    BlockSpec,
+    ModelSpec,
+    Recipe,
+    StemConv,
+    nfnet_stem,
+)
 
 # suffix -> (train px, test px, dropout, RandAugment magnitude, top-1 %). The depth of Fn
 # is (n + 1) times that of F0.
@@ -25,8 +33,6 @@ _NFNET_VARIANTS: dict[str, tuple[int, int, float, int, float | None]] = {
     "f6": (448, 576, 0.5, 15, None),  # 86.5 with SAM
     "f7": (480, 608, 0.5, 15, None),
 }
-_NFNET_DEPTHS = (1, 2, 6, 3)
-_NFNET_WIDTHS = (256, 512, 1536, 1536)
 _NFNET_PLUS_WIDTHS = (384, 768, 2048, 2048)
 
 
@@ -37,12 +43,7 @@ def _nfnet(
     return ModelSpec(
         name=name,
         module_name="NFNet",
-        stem=(
-            StemConv(name="stem_conv0", channels=16, stride=2),
-            StemConv(name="stem_conv1", channels=32),
-            StemConv(name="stem_conv2", channels=64),
-            StemConv(name="stem_conv3", channels=widths[0] // 2, stride=2),
-        ),
+        stem=nfnet_stem(widths[0] // 2),
         widths=widths,
         depths=depths,
         strides=(1, 2, 2, 2),
@@ -73,8 +74,8 @@ def _nfnet_variant(suffix: str, plus: bool) -> ModelSpec:
     scale = int(suffix[1:]) + 1
     spec = _nfnet(
         f"nfnet_{suffix}_plus" if plus else f"nfnet_{suffix}",
-        _NFNET_PLUS_WIDTHS if plus else _NFNET_WIDTHS,
-        tuple(scale * depth for depth in _NFNET_DEPTHS),
+        _NFNET_PLUS_WIDTHS if plus else NFNET_WIDTHS,
+        tuple(scale * depth for depth in NFNET_DEPTHS),
     )
     recipe = Recipe(
         train_size=train_size,

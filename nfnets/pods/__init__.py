@@ -1,1 +1,1 @@
-"""Training steps compiled for TPUs and GPUs that are not there, and what they show."""
+"""Ahead-of-time compilation of training steps for TPUs and GPUs, and reports on them."""

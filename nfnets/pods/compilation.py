@@ -1,4 +1,4 @@
-"""The training step of a config, compiled for a topology, and what the program shows."""
+"""Compiles the training step of a config for a topology, and reports on the program."""
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence

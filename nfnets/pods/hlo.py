@@ -1,4 +1,4 @@
-"""Reads a compiled program as XLA prints it: what is executed, how often, at what cost.
+"""Parses compiled HLO: the operations, how often they run, and their estimated cost.
 
 XLA's TPU compiler annotates each operation with the clock cycles that it estimates. Loops
 count as often as they run, branches of a conditional as often as `branch_shares` says.
@@ -109,7 +109,7 @@ class Program:
     def operations(
         self, branch_shares: BranchShares = mean_of_branches
     ) -> Iterator[Operation]:
-        """Yields what is executed, in the order of the text."""
+        """Yields the executed operations, in the order of the text."""
         yield from self._walk(self._entry, 1.0, branch_shares)
 
     def source(self, operation: Operation) -> list[str]:

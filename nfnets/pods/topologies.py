@@ -1,4 +1,4 @@
-"""Devices to compile for that are not there, and what their makers publish about them."""
+"""Topologies for ahead-of-time compilation, and published properties of their devices."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -49,7 +49,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What is published about a device: one core of a TPU v3, otherwise a chip.
+    """Published properties of a device: one core of a TPU v3, otherwise a chip.
 
     Attributes:
       title: for people.
@@ -85,11 +85,11 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices that programs can be compiled for.
+    """Devices that programs are compiled for, without the hardware.
 
     Attributes:
       name: such as `v4:4x4x8` or `h100:8`.
-      chip: what is known of each.
+      chip: published properties of each.
       devices: for `jax.pmap`; nothing can run on them.
       num_hosts: machines that the devices belong to.
     """
@@ -136,7 +136,7 @@ def open_topology(name: str) -> Topology:
 
 
 def _advice(platform: str) -> str:
-    """Returns what to install, if it is missing."""
+    """Returns the advice to install the compiler, "" if it is installed."""
     from importlib import util
 
     package, extra = ("libtpu", "pods")

@@ -52,7 +52,7 @@ class ImageFile:
       size: (height, width) in pixels; None if the image is unreadable.
       num_bytes: size of the file.
       digest: of the content.
-      problem: why it is unreadable, or what is odd; None if nothing is.
+      problem: the reason why it is unreadable, or an unusual property; None: neither.
     """
 
     path: str
@@ -245,7 +245,7 @@ def _read_file(root: pathlib.Path, path: str, split: str, class_name: str) -> Im
 
 
 def _find_oddity(path: str, data: bytes, size: tuple[int, int]) -> str | None:
-    """Returns what is unusual about an image; None if nothing is."""
+    """Returns an unusual property of an image, None if it has none."""
     kind = sniff(data[:16])
     suffix = os.path.splitext(path)[1].lower()
     height, width = size

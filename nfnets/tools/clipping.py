@@ -45,7 +45,7 @@ def plot_clipping(workdir: str | pathlib.Path, out: str | pathlib.Path) -> int:
       The number of arrays shown.
 
     Raises:
-      UserError: there is no such run, it has no metrics by layer, or the image cannot be
+      UserError: the run does not exist, it has no metrics by layer, or the image cannot be
         written.
     """
     entries = [e for e in load_metrics(workdir) if any(k.startswith(_CLIPPED) for k in e)]

@@ -72,7 +72,7 @@ def load_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """Returns the entries of a run's metrics.jsonl.
 
     Raises:
-      UserError: there is no such file, or it is damaged.
+      UserError: the file does not exist or is damaged.
     """
     path = pathlib.Path(workdir, METRICS_FILE)
     if not path.is_file():

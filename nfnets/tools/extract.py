@@ -57,7 +57,7 @@ def extract(
       (params, state, info).
 
     Raises:
-      UserError: there is no such run, checkpoint or average.
+      UserError: the run, checkpoint or average does not exist.
     """
     from nfnets.training.workdir import read_run
 

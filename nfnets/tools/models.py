@@ -59,8 +59,9 @@ def print_pretrained(pattern: str) -> None:
         f"{'top-1 %':>10}  repository"
     )
     for known in found:
+        recipe = get_spec(known.model).recipe
         print(
             f"{known.model + '.' + known.tag:<28}{known.source:<10}{known.params:>10.1f}"
-            f"{known.train_size:>10}{known.test_size:>10}{known.top1:>10.2f}"
+            f"{recipe.train_size:>10}{recipe.test_size:>10}{known.top1:>10.2f}"
             f"  hf://{known.repository}"
         )

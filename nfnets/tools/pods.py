@@ -1,4 +1,4 @@
-"""Compiles training steps for TPUs and GPUs that are not there.
+"""Compiles training steps for TPUs and GPUs ahead of time, without the hardware.
 
     nfnets pods nfnet_f0 --topology v3:4x4 v4:4x4x8 h100:8 --batch=4096
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from nfnets import cli
+from nfnets import cli, config_files
 from nfnets.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def _report(
         if model is None:
             raise UserError("name a model, such as nfnet_f0, or give --config=FILE")
         get_spec(model)
-        config_path = model if model in cli.recipes() else _RECIPE
-    config = cli.load_config(config_path)
-    if model is not None and model not in cli.recipes():
+        config_path = model if model in config_files.recipes() else _RECIPE
+    config = config_files.load_config(config_path)
+    if model is not None and model not in config_files.recipes():
         config.model.name = model
     if batch is not None:
         config.data.batch_size = batch
-    cli.apply_overrides(config, overrides)
+    config_files.apply_overrides(config, overrides)
     resolved = resolve(
         config,
         num_train=_NUM_TRAIN,
@@ -123,11 +123,27 @@ def describe(report: "StepReport", topology: "Topology") -> Iterator[str]:
         f"{all_reduce_seconds(report, topology) * 1e3:.1f} ms at the links' published rate"
     )
     products, traffic = roofline_seconds(report, topology)
-    bounds = "" if products is None else f"{products * 1e3:.1f} ms for the products, "
+    bounds = ""
+    if report.flops is not None and products is not None:
+        bounds = f"{products * 1e3:.1f} ms for {report.flops / 1e12:.3f} TFLOP, "
     yield (
         f"  rooflines    {bounds}{traffic * 1e3:.1f} ms for "
         f"{report.traffic_bytes / 1e9:.1f} GB of memory traffic (upper bound)"
     )
+    yield from _describe_time(report, topology)
+    is_tpu = topology.chip.platform == "tpu"
+    for opcode, elements, repeats, scope in report.gathers if is_tpu else ():
+        yield (
+            f"  WARNING      {opcode} of {elements:,} elements, {repeats:g} times a step, "
+            f"which TPUs take one by one: {scope}"
+        )
+    yield f"  compiled in  {report.compile_seconds:.0f} s"
+
+
+def _describe_time(report: "StepReport", topology: "Topology") -> Iterator[str]:
+    """Yields the lines about the estimated time."""
+    from nfnets.pods.compilation import all_reduce_seconds
+
     seconds = report.estimated_seconds
     if seconds is None:
         yield "  step         no estimate: XLA gives none for GPUs"
@@ -146,17 +162,10 @@ def describe(report: "StepReport", topology: "Topology") -> Iterator[str]:
             f"{whole * 1e3:.1f} ms; 360 epochs of ImageNet in "
             f"{360 * _NUM_TRAIN / rate / 3600:.1f} hours"
         )
-    is_tpu = topology.chip.platform == "tpu"
-    for opcode, elements, repeats, scope in report.gathers if is_tpu else ():
-        yield (
-            f"  WARNING      {opcode} of {elements:,} elements, {repeats:g} times a step, "
-            f"which TPUs take one by one: {scope}"
-        )
-    yield f"  compiled in  {report.compile_seconds:.0f} s"
 
 
 def _write(folder: pathlib.Path, report: "StepReport", program: "Program | None") -> None:
-    """Writes what is known of a step: report, program, time by source line."""
+    """Writes the report, the program, and the estimated cycles by source line."""
     name = f"{report.model}-{report.topology.replace(':', '-')}-{report.batch_size}"
     if report.microbatch is not None:
         name += f"-microbatch{report.microbatch}"

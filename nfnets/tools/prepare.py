@@ -47,7 +47,7 @@ def prepare(
       The folder of the prepared dataset.
 
     Raises:
-      UserError: TensorFlow is missing, there is no such dataset, or files are missing.
+      UserError: TensorFlow is missing, the dataset is unknown, or files are missing.
     """
     folder = find_prepared(dataset, data_dir)
     if folder is None:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="share of a folder's training images held out where it has no other split",
     )
     parser.add_argument("--batch_size", type=cli.positive_int, default=32)
-    parser.add_argument("--seed", type=int, default=0, help="of what is held out")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     options = parser.parse_args(arguments)
     # Imported only now: mistakes in the command line are reported at once.
     from nfnets.data import open_dataset

@@ -286,7 +286,7 @@ def model_spec(name: str) -> ModelSpec | None:
     """Returns the spec of a named model, None for "package.module:function".
 
     Raises:
-      UserError: there is no such model.
+      UserError: the model is unknown.
     """
     return None if ":" in name else get_spec(name)
 

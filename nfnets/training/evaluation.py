@@ -54,7 +54,7 @@ def find_metrics(names: Iterable[str]) -> dict[str, EvalMetric]:
       names: of `METRICS`, or "package.module:function", reported as `function`.
 
     Raises:
-      UserError: there is no such metric.
+      UserError: the metric is unknown.
     """
     found = {}
     for name in names:

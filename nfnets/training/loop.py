@@ -1,6 +1,5 @@
 """The training loop: batches in, checkpoints and metrics out. No mathematics here."""
 
-from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -37,10 +36,6 @@ from nfnets.training.state import (
 from nfnets.training.step import make_train_step, map_train_step, put_batch, replicate
 from nfnets.training.workdir import Workdir
 from nfnets.weights import initial_weights, read_weights_info
-
-# Share of the time that steps may wait for input before a line says so, and the shortest
-# interval between two reports from which that is judged (seconds).
-_MAX_DATA_WAIT, _MIN_INTERVAL = 0.05, 10.0
 
 
 def train(
@@ -127,7 +122,6 @@ class _Run:
         self.optimizer = build_optimizer(config)
         self.train_step = map_train_step(make_train_step(config, model, self.optimizer))
         self.evaluate = Evaluator(config, model, dataset)
-        self.has_reported_wait = False
 
     def try_one_step(self) -> None:
         """Takes a step on fake data; writes nothing."""
@@ -308,9 +302,7 @@ class _Run:
                 step_metrics.check_parameters(step, position.state.params)
                 position.bad_records = bad_before + total(bad_here)
                 if "log" in actions:
-                    summary = self._summary(step_metrics, position)
-                    workdir.write_metrics(step, summary)
-                    self._report_wait(step, summary)
+                    workdir.write_metrics(step, self._summary(step_metrics, position))
                 with step_metrics.paused():
                     self._evaluate_and_save(position, workdir, actions)
                 if must_stop and step < config.train.steps:
@@ -356,19 +348,6 @@ class _Run:
             "train/skipped_batches": position.skipped_batches,
             "train/epoch": used / len(self.dataset.train),
         }
-
-    def _report_wait(self, step: int, summary: Mapping[str, float]) -> None:
-        """Says once if the input is too slow, and what to change."""
-        images = (self.config.train.log_every or 1) * self.config.data.batch_size
-        is_long = images / summary["train/images_per_sec"] >= _MIN_INTERVAL
-        share = summary["train/data_wait"]
-        if is_long and share > _MAX_DATA_WAIT and not self.has_reported_wait:
-            self.has_reported_wait = True
-            log(
-                f"WARNING   the steps up to step {step} waited {share:.0%} of their time "
-                "for input; more config.data.workers (processes), config.data.threads, or "
-                "smaller image files, may help (train/data_wait)"
-            )
 
     def _evaluate_and_save(
         self, position: _Position, workdir: Workdir, actions: set[str]

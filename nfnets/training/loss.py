@@ -115,7 +115,7 @@ def find_loss(name: str) -> LossFunction:
     """Returns the function that `config.train.loss` names.
 
     Raises:
-      UserError: there is no such function.
+      UserError: the function is unknown.
     """
     functions = {
         "softmax_cross_entropy": softmax_cross_entropy,

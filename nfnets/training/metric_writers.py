@@ -220,7 +220,7 @@ class MetricWriters:
         """Opens the writers of `config.train.writers`; see `MetricWriter`.
 
         Raises:
-          UserError: there is no such writer, or metrics.jsonl is damaged.
+          UserError: the writer is unknown, or metrics.jsonl is damaged.
         """
         classes = {
             name: imports.find(name, WRITERS, "config.train.writers")

@@ -21,6 +21,10 @@ _MAXIMUM = ("agc_max_ratio",)
 # Metrics that must be finite: the loss, and the gradient of the update.
 _WATCHED = ("loss", "gradient_norm")
 
+# Share of the time that steps may wait for input before a line says so, and the shortest
+# interval from which that is judged (seconds).
+_MAX_DATA_WAIT, _MIN_INTERVAL = 0.05, 10.0
+
 # Steps that the host runs ahead of the devices.
 _MAX_IN_FLIGHT = 2
 
@@ -57,6 +61,7 @@ class StepMetrics:
         self._created = time.monotonic()
         self._start: float | None = None
         self._waited = 0.0
+        self._has_warned = False
         # Collectives of queued steps can deadlock on CPU devices: one step at a time.
         self._in_flight = 0 if jax.default_backend() == "cpu" else _MAX_IN_FLIGHT
 
@@ -125,7 +130,15 @@ class StepMetrics:
         else:  # the very first step alone, compilation included
             timed, seconds = len(steps), now - self._created
         summary["train/images_per_sec"] = timed * self._batch_size / max(seconds, 1e-9)
-        summary["train/data_wait"] = min(1.0, self._waited / max(seconds, 1e-9))
+        share = min(1.0, self._waited / max(seconds, 1e-9))
+        summary["train/data_wait"] = share
+        if share > _MAX_DATA_WAIT and seconds >= _MIN_INTERVAL and not self._has_warned:
+            self._has_warned = True
+            log(
+                f"WARNING   training waits for input {share:.0%} of the time "
+                "(train/data_wait); more config.data.workers (processes), more "
+                "config.data.threads, or smaller image files may help"
+            )
         self._steps, self._timed_steps, self._start = [], 0, now
         self._waited = 0.0
         return summary

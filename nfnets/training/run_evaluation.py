@@ -57,7 +57,7 @@ def evaluate_workdir(
       "raw" or the average's name -> examples and metrics.
 
     Raises:
-      UserError: there is no such checkpoint or average, or the data does not fit it.
+      UserError: the checkpoint or average does not exist, or the data does not fit it.
     """
     prepare_process()
     run = _read_run_everywhere(workdir, step)
@@ -110,7 +110,7 @@ def evaluate_weights(config: ml_collections.ConfigDict, path: str) -> dict[str, 
       {"raw": examples and metrics}.
 
     Raises:
-      UserError: there is no such file, or it fits neither the model nor the data.
+      UserError: the file does not exist, or it fits neither the model nor the data.
     """
     prepare_process()
     file = find_weights(path)

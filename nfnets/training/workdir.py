@@ -312,7 +312,7 @@ def read_run(
         that is not damaged.
 
     Raises:
-      UserError: there is no run, or no checkpoint of that step.
+      UserError: the run, or the checkpoint of that step, does not exist.
     """
     folder = pathlib.Path(workdir)
     if not (folder / "checkpoints").is_dir():

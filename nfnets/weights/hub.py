@@ -41,8 +41,6 @@ class Pretrained(NamedTuple):
       architecture: timm's name of the model.
       tag: data and recipe of the training.
       params: number of parameters, millions.
-      train_size: side of the training images, pixels.
-      test_size: side of the test images, pixels.
       top1: ImageNet accuracy of this file, %, as measured by timm at the test size.
     """
 
@@ -50,8 +48,6 @@ class Pretrained(NamedTuple):
     architecture: str
     tag: str
     params: float
-    train_size: int
-    test_size: int
     top1: float
 
     @property
@@ -66,20 +62,20 @@ class Pretrained(NamedTuple):
 
 
 PRETRAINED = (
-    Pretrained("nfnet_f0", "dm_nfnet_f0", "dm_in1k", 71.5, 192, 256, 83.49),
-    Pretrained("nfnet_f1", "dm_nfnet_f1", "dm_in1k", 132.6, 224, 320, 84.70),
-    Pretrained("nfnet_f2", "dm_nfnet_f2", "dm_in1k", 193.8, 256, 352, 85.19),
-    Pretrained("nfnet_f3", "dm_nfnet_f3", "dm_in1k", 254.9, 320, 416, 85.69),
-    Pretrained("nfnet_f4", "dm_nfnet_f4", "dm_in1k", 316.1, 384, 512, 85.84),
-    Pretrained("nfnet_f5", "dm_nfnet_f5", "dm_in1k", 377.2, 416, 544, 86.10),
-    Pretrained("nfnet_f6", "dm_nfnet_f6", "dm_in1k", 438.4, 448, 576, 86.36),
-    Pretrained("nfnet_l0", "nfnet_l0", "ra2_in1k", 35.1, 224, 288, 82.75),
-    Pretrained("eca_nfnet_l0", "eca_nfnet_l0", "ra2_in1k", 24.1, 224, 288, 82.58),
-    Pretrained("eca_nfnet_l1", "eca_nfnet_l1", "ra2_in1k", 41.4, 256, 320, 84.01),
-    Pretrained("eca_nfnet_l2", "eca_nfnet_l2", "ra3_in1k", 56.7, 320, 384, 84.70),
-    Pretrained("timm_nf_regnet_b1", "nf_regnet_b1", "ra2_in1k", 10.2, 256, 288, 79.31),
-    Pretrained("timm_nf_resnet50", "nf_resnet50", "ra2_in1k", 25.6, 256, 288, 80.64),
-    Pretrained("test_nfnet", "test_nfnet", "r160_in1k", 0.4, 160, 160, 47.62),
+    Pretrained("nfnet_f0", "dm_nfnet_f0", "dm_in1k", 71.5, 83.49),
+    Pretrained("nfnet_f1", "dm_nfnet_f1", "dm_in1k", 132.6, 84.70),
+    Pretrained("nfnet_f2", "dm_nfnet_f2", "dm_in1k", 193.8, 85.19),
+    Pretrained("nfnet_f3", "dm_nfnet_f3", "dm_in1k", 254.9, 85.69),
+    Pretrained("nfnet_f4", "dm_nfnet_f4", "dm_in1k", 316.1, 85.84),
+    Pretrained("nfnet_f5", "dm_nfnet_f5", "dm_in1k", 377.2, 86.10),
+    Pretrained("nfnet_f6", "dm_nfnet_f6", "dm_in1k", 438.4, 86.36),
+    Pretrained("nfnet_l0", "nfnet_l0", "ra2_in1k", 35.1, 82.75),
+    Pretrained("eca_nfnet_l0", "eca_nfnet_l0", "ra2_in1k", 24.1, 82.58),
+    Pretrained("eca_nfnet_l1", "eca_nfnet_l1", "ra2_in1k", 41.4, 84.01),
+    Pretrained("eca_nfnet_l2", "eca_nfnet_l2", "ra3_in1k", 56.7, 84.70),
+    Pretrained("timm_nf_regnet_b1", "nf_regnet_b1", "ra2_in1k", 10.2, 79.31),
+    Pretrained("timm_nf_resnet50", "nf_resnet50", "ra2_in1k", 25.6, 80.64),
+    Pretrained("test_nfnet", "test_nfnet", "r160_in1k", 0.4, 47.62),
 )
 
 
@@ -192,6 +188,7 @@ def _download(repository: str, file: str, revision: str) -> pathlib.Path:
     except Exception as error:  # of the HTTP library, which depends on the version
         first = (str(error).splitlines() or [""])[0]
         reason = f"{file} was not downloaded: {type(error).__name__}: {first}; try again"
+        raise UserError(f"{what}: {reason}") from error
     raise UserError(f"{what}: {reason}") from None
 
 

@@ -56,7 +56,7 @@ def identify_model(path: object, params: Mapping[str, Mapping[str, Any]]) -> str
       params: module -> name -> array.
 
     Raises:
-      UserError: there is no such model, or more than one.
+      UserError: no model has these parameters, or several have.
     """
     classes = count_classes(path, params)
     network = next(iter(params)).partition("/")[0]

@@ -8,8 +8,8 @@ import pytest
 
 import nfnets
 from nfnets.errors import UserError
-from nfnets.models import layers
 from nfnets.models.counting import parameter_shapes
+from nfnets.models.standardization import standardize_weight
 from tests import reference
 
 # Small forms of each family: groups, strided and unstrided projections, plain blocks.
@@ -107,5 +107,5 @@ def test_f0_is_the_same():
 def test_the_eps_that_timm_adds_by_hand():
     # Mean 4, variance 5, fan-in 4: (w - 4) / sqrt((5 + 3) * 4), times the gain 2.
     weight = np.array([[1.0], [3.0], [5.0], [7.0]], np.float32)
-    got = layers.standardize_weight(weight, np.full(1, 2.0), 3.0, "added")
+    got = standardize_weight(weight, np.full(1, 2.0), 3.0, "added")
     np.testing.assert_allclose(got[:, 0], 2 * np.array([-3, -1, 1, 3]) / 32**0.5, rtol=1e-6)

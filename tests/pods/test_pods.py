@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from nfnets import cli
+from nfnets import config_files
 from nfnets.errors import UserError
 from nfnets.models import count_parameters
 from nfnets.pods import compilation
@@ -47,7 +47,7 @@ def test_lines_about_a_step():
         "0.10)",
         "  all-reduce   1, 300.0 MB of f32, 0 of them asynchronous; at least 1.5 ms at the "
         "links' published rate",
-        "  rooflines    10.0 ms for the products, 10.0 ms for 12.3 GB of memory traffic "
+        "  rooflines    10.0 ms for 2.750 TFLOP, 10.0 ms for 12.3 GB of memory traffic "
         "(upper bound)",
         "  step         20.0 ms by XLA's estimate of clock cycles, without all-reduces; "
         "not measured",
@@ -81,7 +81,7 @@ def test_a_step_that_does_not_fit_is_tried_in_other_forms(monkeypatch):
         return dataclasses.replace(report, temporary_bytes=size * 2_000_000_000), None
 
     monkeypatch.setattr(compilation, "compile_step", compile_step)
-    config = cli.load_config("nfnet_f0")
+    config = config_files.load_config("nfnet_f0")
     config.data.batch_size = 128
     config.train.microbatch = "auto"
     resolved = resolve(config, num_train=1000, num_classes=10)
@@ -107,10 +107,10 @@ def test_a_missing_compiler_says_what_to_install():
 
 
 def test_recipes_by_name():
-    assert cli.load_config("digits").model.name == "nfnet_tiny"
-    assert {"nfnet_f0", "nfnet_f6_sam", "imagefolder"} <= cli.recipes().keys()
+    assert config_files.load_config("digits").model.name == "nfnet_tiny"
+    assert {"nfnet_f0", "nfnet_f6_sam", "imagefolder"} <= config_files.recipes().keys()
     with pytest.raises(UserError, match="no file nosuchrecipe"):
-        cli.load_config("nosuchrecipe")
+        config_files.load_config("nosuchrecipe")
 
 
 def _compile(command, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from configs import digits, nfnet_f0
-from nfnets import cli
+from nfnets import config_files
 from nfnets.errors import UserError
 from nfnets.training.config import (
     FORMER_DEFAULTS,
@@ -31,10 +31,10 @@ def resolved(config, num_train=1000, num_classes=10, **changes):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_resolves(path):
-    config = resolved(cli.load_config(str(path)), num_train=1281167)
+    config = resolved(config_files.load_config(str(path)), num_train=1281167)
     assert config.train.steps > 0
     assert config.eval.every > 0
-    assert flatten(config).keys() == set(cli.field_names(default_config())) | {
+    assert flatten(config).keys() == set(config_files.field_names(default_config())) | {
         "model.overrides",
         "optimizer.kwargs",
         "train.schedule_kwargs",
@@ -55,7 +55,7 @@ def test_every_config_resolves(path):
     ],
 )
 def test_configs_follow_the_papers_table(number, train, test, drop, magnitude):
-    config = cli.load_config(f"configs/nfnet_f{number}.py")
+    config = config_files.load_config(f"configs/nfnet_f{number}.py")
     config = resolved(config, num_train=1281167, num_classes=1000)
     assert config.model.name == f"nfnet_f{number}"
     assert (config.data.image_size, config.eval.image_size) == (train, test)
@@ -72,7 +72,7 @@ def test_configs_follow_the_papers_table(number, train, test, drop, magnitude):
 
 
 def test_the_light_config_is_timms_recipe():
-    config = cli.load_config("configs/eca_nfnet_l0.py")
+    config = config_files.load_config("configs/eca_nfnet_l0.py")
     config = resolved(config, num_train=1281167, num_classes=1000)
     assert (config.data.image_size, config.eval.image_size) == (224, 288)
     assert (config.eval.preprocessing, config.eval.crop_fraction) == ("center", 1.0)
@@ -201,10 +201,10 @@ def test_a_runs_config_json_is_a_config(tmp_path):
     config = resolved(digits.get_config(), train__steps=7)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(dataclasses.asdict(config)))
-    assert resolved(cli.load_config(path)) == config
+    assert resolved(config_files.load_config(path)) == config
     path.write_text('{"train": {"stepz": 3}}')
     with pytest.raises(UserError, match=r"unknown field --config.train.stepz"):
-        cli.load_config(path)
+        config_files.load_config(path)
 
 
 def test_fields_newer_than_a_run_have_their_former_values(tmp_path):
@@ -218,7 +218,7 @@ def test_fields_newer_than_a_run_have_their_former_values(tmp_path):
         del tree[section][field]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(tree))
-    for loaded in (unflatten(stored), resolved(cli.load_config(path))):
+    for loaded in (unflatten(stored), resolved(config_files.load_config(path))):
         assert not loaded.data.apply_exif
         assert loaded.data.eval_fraction == 0 and loaded.data.sampling == "uniform"
         former = dataclasses.replace(config.data, apply_exif=False)
@@ -227,5 +227,5 @@ def test_fields_newer_than_a_run_have_their_former_values(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_published_recipes_ignore_orientations(path):
-    config = cli.load_config(path)
+    config = config_files.load_config(path)
     assert config.data.apply_exif == (config.data.source != "tfds:imagenet2012")

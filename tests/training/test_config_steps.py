@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets import cli
+from nfnets import config_files
 from nfnets.training.config import resolve
 from nfnets.training.state import build_model, build_optimizer, create_state
 from nfnets.training.step import AXIS, make_train_step
@@ -18,7 +18,7 @@ QUICK = {"digits", "nfnet_f0", "nf_resnet50", "fixup_resnet50"}
 
 
 def step_and_arguments(name):
-    config = cli.load_config(f"configs/{name}.py")
+    config = config_files.load_config(f"configs/{name}.py")
     config.data.batch_size = 2
     config.data.image_size = 32
     config.train.steps = 10

@@ -102,6 +102,26 @@ def test_metrics_between_reports():
     assert metrics.summarize()["train/loss"] == 3
 
 
+def test_slow_input_is_said_once(monkeypatch, capsys):
+    metrics = StepMetrics(batch_size=10)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    values = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}
+    values = {name: jnp.asarray(value) for name, value in values.items()}
+    shares = []
+    metrics.add(1, values)  # time counts from the first step
+    # Little; too short to be judged; slow; slow again.
+    for seconds, waited in ((20, 0.8), (9, 3), (20, 6), (20, 6)):
+        with metrics.waiting_for_input():
+            clock[0] += waited
+        clock[0] += seconds - waited
+        metrics.add(2, values)
+        shares.append(metrics.summarize()["train/data_wait"])
+    np.testing.assert_allclose(shares, [0.04, 1 / 3, 0.3, 0.3])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("WARNING   training waits for input 30% of the time")
+
+
 @pytest.mark.survival
 @pytest.mark.parametrize(
     ("rate", "every", "message"),

@@ -354,20 +354,3 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     path.write_text('{"step": 1, "x"\n{"step": 2, "x": 2}\n')
     with pytest.raises(UserError, match="line 1 is not valid JSON"):
         read_metrics(path)
-
-
-def test_slow_input_is_said_once(capsys, monkeypatch):
-    config = resolve(make_config(), num_train=1000, num_classes=10)
-    run = object.__new__(loop._Run)
-    run.config, run.has_reported_wait = config, False
-    images = config.train.log_every * config.data.batch_size
-    slow = {"train/images_per_sec": images / 20, "train/data_wait": 0.3}
-    for summary in (
-        {**slow, "train/data_wait": 0.04},  # little
-        {**slow, "train/images_per_sec": images / 5.0},  # too short to be judged
-        slow,
-        slow,
-    ):
-        run._report_wait(8, summary)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "the steps up to step 8 waited 30% of their time for input" in line

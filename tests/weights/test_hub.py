@@ -1,7 +1,9 @@
 """Weights by reference: a real client against a hub of this process."""
 
+import csv
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -38,7 +40,7 @@ CONFIG = {
         "std": [0.2, 0.25, 0.3],
     },
 }
-KNOWN = hub.Pretrained("nfnet_tiny", "dm_nfnet_tiny", "dm_made_up", 0.4, 32, 48, 12.5)
+KNOWN = hub.Pretrained("nfnet_tiny", "dm_nfnet_tiny", "dm_made_up", 0.4, 12.5)
 
 
 def formula_tensors(scale=1.0):
@@ -279,7 +281,7 @@ def test_commands(fake, capsys):
     models.main(["--pretrained"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == [
-        *("nfnet_tiny.dm_made_up", "DeepMind", "0.4", "32", "48", "12.50"),
+        *("nfnet_tiny.dm_made_up", "DeepMind", "0.4", "32", "32", "12.50"),
         "hf://timm/dm_nfnet_tiny.dm_made_up",
     ]
     with pytest.raises(UserError, match="no published weights match 'x'"):
@@ -292,12 +294,19 @@ def test_commands(fake, capsys):
 
 def test_known_weights_are_of_known_models():
     names = [(known.model, known.tag) for known in hub.PRETRAINED]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) == 14
+    golden = pathlib.Path(__file__).parents[1] / "golden"
+    counts = {}
+    with (golden / "models.csv").open() as file:
+        for row in csv.DictReader(file):
+            counts[f"{row['family']}-{row['variant']}"] = int(row["params"])
+    with (golden / "timm_models.csv").open() as file:
+        counts |= {row["name"]: int(row["params"]) for row in csv.DictReader(file)}
     for known in hub.PRETRAINED:
-        if known.model not in nfnets.list_models():
-            continue
-        recipe = nfnets.models.get_spec(known.model).recipe
-        assert (known.train_size, known.test_size) == (recipe.train_size, recipe.test_size)
+        assert known.model in nfnets.list_models()
+        published = f"NFNet-{known.model.removeprefix('nfnet_').upper()}"
+        count = counts.get(known.model) or counts[published]
+        assert known.params == round(count / 1e6, 1)
 
 
 def test_names_of_imagenets_classes():
