@@ -43,7 +43,7 @@ _LINEAR_SPAN = 30.0  # largest over smallest value of a linear axis
 
 @dataclasses.dataclass(frozen=True)
 class SignalPropagation:
-    """Statistics at initialization for normally distributed images.
+    """Statistics at initialization, by default for normally distributed images.
 
     Attributes:
       squared_mean: float [B + 1], mean over channels of their squared means, of the first
@@ -130,6 +130,7 @@ def measure(
     batch_size: int = 16,
     seed: int = 0,
     skip_gain: float = 1.0,
+    images: jax.Array | None = None,
 ) -> SignalPropagation:
     """Measures a freshly initialized network in training mode.
 
@@ -140,9 +141,11 @@ def measure(
       seed: of weights and images.
       skip_gain: value of the learned gains of the branches; with their initial 0 most
         networks would only pass on the shortcuts.
+      images: float [N, H, W, 3], normalized, in place of random ones.
     """
     weights_key, images_key = jax.random.split(jax.random.key(seed))
-    images = jax.random.normal(images_key, (batch_size, image_size, image_size, 3))
+    if images is None:
+        images = jax.random.normal(images_key, (batch_size, image_size, image_size, 3))
     params, state = model.init(weights_key, images)
     branch_gains = ["skip_gain"]
     if model.spec.block.zero_last_gain:

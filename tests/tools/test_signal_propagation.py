@@ -41,6 +41,10 @@ def test_statistics_are_those_of_the_end_points():
         variance = np.mean(values.var((0, 1, 2)))
         np.testing.assert_allclose(got.squared_mean[position], squared_mean, rtol=1e-4)
         np.testing.assert_allclose(got.variance[position], variance, rtol=1e-4)
+    given = measure(model, seed=3, skip_gain=0.5, images=images)
+    np.testing.assert_array_equal(given.variance, got.variance)
+    doubled = measure(model, seed=3, skip_gain=0.5, images=2 * images)
+    np.testing.assert_allclose(doubled.variance[0], 4 * got.variance[0], rtol=1e-5)
     assert got.variance.shape == got.squared_mean.shape == (6,)
     assert got.branch_variance.shape == (5,)
     # From 1, each block adds 0.2 squared; a transition block starts again from 1.
