@@ -1,5 +1,6 @@
 """Sharpness-aware steps, rematerialized steps, and the examples of the ascent."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,8 +99,7 @@ def test_one_sharpness_aware_step_by_hand():
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], gradient_norm, rtol=1e-4)
     np.testing.assert_allclose(metrics["agc_clipped_fraction"], clipping.clipped_fraction)
-    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(got.params, params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,7 @@ def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
         np.testing.assert_allclose(got["gradient_norm"], want["gradient_norm"], rtol=1e-3)
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, final, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.long
@@ -157,10 +156,7 @@ def test_frozen_parameters_are_not_perturbed():
     got, metrics = step(state, make_batch(0, config))
     plain, _ = run_steps(1)
     np.testing.assert_allclose(metrics["loss"], plain[0]["loss"], rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(got.params), jax.tree.leaves(state.params), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(got.params, state.params)
 
 
 @pytest.mark.long
@@ -178,5 +174,4 @@ def test_rematerialization_changes_nothing(remat):
     history, state = run_steps(1, model__remat=remat)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, final, rtol=1e-3, atol=1e-5)
