@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -103,17 +104,23 @@ def _photographs(size: int = 64, train: int = 160, test: int = 40) -> Data:
     parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     for package, names in _PHOTOGRAPHS.items():
         for name in names:
-            photograph = cv2.imread(str(_find(package, f"{_FOLDERS[package]}/{name}")))
+            photograph: Any = cv2.imread(str(_find(package, f"{_FOLDERS[package]}/{name}")))
             scale = 240 / min(photograph.shape[:2])  # similar detail in all of them
             photograph = cv2.resize(
-                photograph[..., ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
+                photograph[..., ::-1],
+                None,
+                fx=scale,
+                fy=scale,
+                interpolation=cv2.INTER_AREA,
             )
             cut = len(photograph) * 2 // 3
             for part, region, count in (
                 ("train", photograph[:cut], train),
                 ("test", photograph[cut:], test),
             ):
-                parts[part].append(np.stack([_crop(rng, region, size) for _ in range(count)]))
+                parts[part].append(
+                    np.stack([_crop(rng, region, size) for _ in range(count)])
+                )
     arrays = []
     for crops in parts.values():
         labels = np.repeat(np.arange(len(crops), dtype=np.int32), len(crops[0]))

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments import runs
 
-EXPERIMENTS = ("large_batch",)
+EXPERIMENTS = ("large_batch", "best_lambda", "clip_layers", "thresholds")
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 # Lines differ in marker, dashes and gray value as well as in color.
@@ -42,17 +42,31 @@ def new_figure(columns: int = 1, rows: int = 1, **kwargs: Any) -> tuple[Figure, 
 
 
 def line(
-    axes: Axes, x: Sequence[Any], groups: Iterable[Iterable[runs.Run]], label: str, style: int
+    axes: Axes,
+    x: Sequence[Any],
+    groups: Iterable[Iterable[runs.Run]],
+    label: str,
+    style: int,
 ) -> None:
     """Draws mean and standard deviation of accuracy for a group of runs at each x."""
     means, spreads = zip(*map(runs.accuracy, groups), strict=True)
     axes.errorbar(
-        x, means, spreads, label=label, capsize=2, markersize=4, linewidth=1.2, **STYLES[style]
+        x,
+        means,
+        spreads,
+        label=label,
+        capsize=2,
+        markersize=4,
+        linewidth=1.2,
+        **STYLES[style],
     )
 
 
 def heat_map(
-    axes: Axes, values: Sequence[Sequence[float]], rows: Sequence[Any], columns: Sequence[Any]
+    axes: Axes,
+    values: Sequence[Sequence[float]],
+    rows: Sequence[Any],
+    columns: Sequence[Any],
 ) -> None:
     """Draws accuracies in percent as shades of gray with the numbers written on them."""
     axes.imshow(values, cmap="Greys_r", vmin=0, vmax=100, aspect="auto")

@@ -103,7 +103,7 @@ def select(runs: Iterable[Run], **fields: Any) -> list[Run]:
 
 
 def accuracy(runs: Iterable[Run]) -> tuple[float, float]:
-    """Returns mean and standard deviation of accuracy in percent; diverged runs count 10."""
+    """Returns mean and standard deviation of the accuracy in percent."""
     values = [run.result["accuracy"] for run in runs]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -178,7 +178,9 @@ def commands(
     """
     calls = []
     for overrides in grid:
-        label = "-".join(f"{key.split('.')[-1]}={value}" for key, value in overrides.items())
+        label = "-".join(
+            f"{key.split('.')[-1]}={value}" for key, value in overrides.items()
+        )
         flags = [f"--config.{key}={value}" for key, value in overrides.items()]
         folder = os.path.join(workdir, label.replace("/", "_"))
         program = [sys.executable, "-m", "nfnets", "train", f"--config={config}"]

@@ -65,11 +65,15 @@ def create_model(settings: Settings) -> Model:
     if settings.network not in _NETWORKS:
         raise UserError(f"network must be one of {', '.join(_NETWORKS)}")
     stride = 2 if settings.data == "photographs" else 1
-    names = ["stem_conv0", "stem_conv1"] if settings.network == "nfnet" else ["initial_conv"]
+    names = (
+        ["stem_conv0", "stem_conv1"] if settings.network == "nfnet" else ["initial_conv"]
+    )
     strides = [stride] * 2 if settings.network == "nfnet" else [stride * stride]
     overrides: dict[str, Any] = dict(
         stem=tuple(
-            StemConv(name=name, channels=16 * (1 + index), kernel_size=3, stride=strides[index])
+            StemConv(
+                name=name, channels=16 * (1 + index), kernel_size=3, stride=strides[index]
+            )
             for index, name in enumerate(names)
         ),
         widths=(32, 64, 96, 96),
@@ -100,7 +104,7 @@ def create_optimizer(
     return optax.chain(
         optax.clip_by_global_norm(max_norm),
         nfnets.adaptive_grad_clip(
-            agc_lambda, mask=functools.partial(_is_in, settings.clipped)
+            agc_lambda, mask=functools.partial(is_in, settings.clipped)
         ),
         nfnets.create_optimizer(
             lambda step: rate * (settings.batch / 256) * schedule(step), clipping=None
@@ -108,7 +112,7 @@ def create_optimizer(
     )
 
 
-def _is_in(parts: tuple[str, ...], params: Params) -> Any:
+def is_in(parts: tuple[str, ...], params: Params) -> Any:
     """Returns a tree of bools: whether a parameter belongs to one of the parts."""
 
     def part(path: str) -> str:
@@ -189,10 +193,11 @@ def compile_epoch(settings: Settings, augment: Augment = smooth) -> Callable:
 def compile_test(settings: Settings) -> Callable:
     """Returns a compiled function (params, state) -> accuracy on the test images."""
     model, images = create_model(settings), data.load(settings.data)
+    pixels = jnp.asarray(images.test_images)
 
     @jax.jit
     def accuracy(params: Params, state: State) -> jax.Array:
-        batch = normalize_images(images.test_images, images.mean_rgb, images.stddev_rgb)
+        batch = normalize_images(pixels, images.mean_rgb, images.stddev_rgb)
         logits = model.apply(params, state, None, batch)[0]["logits"]
         return jnp.mean(jnp.argmax(logits, axis=-1) == images.test_labels)
 
@@ -221,7 +226,7 @@ def train(settings: Settings, augment: Augment = smooth) -> dict[str, Any]:
         for kind in ("norm", "agc")
     )
     model = create_model(settings)
-    params, state = model.init(key, data.load(settings.data).train_images[:1])
+    params, state = model.init(key, jnp.asarray(data.load(settings.data).train_images[:1]))
     carry = (params, state, create_optimizer(settings, rate, limits).init(params))
     losses: list[float] = []
     for index in range(settings.epochs):
