@@ -1,0 +1,128 @@
+"""Claim 3: AGC belongs on all four stages and not on the classifier."""
+
+from collections.abc import Iterator
+import functools
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+
+from experiments import plot, runs
+from experiments.runs import Run
+from experiments.training import PARTS, Settings, is_in
+from nfnets.models import Params
+from nfnets.optim import rules
+
+NAME = "clip_layers"
+CONFIG = "configs/nf_resnet50.py"
+STANDARD = PARTS[:-1]  # all but the classifier
+CASES = {
+    "all but the classifier (the paper's choice)": STANDARD,
+    "the classifier as well": PARTS,
+    **{
+        f"not {part.replace('_', ' ')}": tuple(other for other in STANDARD if other != part)
+        for part in ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
+    },
+    "nothing": (),
+}
+PEAKS = (0.1, 0.4)  # learning rates per 256 images, scaled linearly
+BATCH, LAMBDA = 479, 0.16
+_LARGE = {"data.batch_size": 4096, "optimizer.clipping": 0.01}
+FULL: list[dict[str, Any]] = [
+    _LARGE,
+    _LARGE | {"optimizer.clip_classifier": True},
+    *(
+        _LARGE | {"optimizer.label_fn": f"experiments.clip_layers:not_{part}"}
+        for part in ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
+    ),
+    _LARGE | {"optimizer.clipping": None},
+]
+
+
+def _label_without(part: str, params: Params) -> Any:
+    """Labels parameters for `nfnets.create_optimizer`, which clips no classifier_weight."""
+
+    def label(label: str, is_spared: bool) -> str:
+        return "classifier_weight" if is_spared and label == "weight" else label
+
+    spared = is_in((part,), params)
+    return jax.tree.map(label, rules.label_parameters(params), spared)
+
+
+# For `optimizer.label_fn`: weights of one part are not clipped.
+not_stem, not_stage_0, not_stage_1, not_stage_2, not_stage_3 = (
+    functools.partial(_label_without, part)
+    for part in ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
+)
+
+
+def grid() -> Iterator[Settings]:
+    """Yields the runs: every case at two learning rates."""
+    for clipped in CASES.values():
+        for rate in PEAKS:
+            for seed in runs.SEEDS:
+                yield Settings(
+                    batch=BATCH,
+                    rate=rate,
+                    clipping="agc" if clipped else "none",
+                    threshold=LAMBDA if clipped else float("inf"),
+                    clipped=clipped or STANDARD,
+                    seed=seed,
+                )
+
+
+def quick() -> Iterator[Settings]:
+    """Yields one run of two epochs."""
+    yield Settings(
+        batch=BATCH, rate=0.1, clipping="agc", threshold=LAMBDA, clipped=PARTS, epochs=2
+    )
+
+
+def _cell(results: list[Run], clipped: tuple[str, ...], rate: float) -> list[Run]:
+    kind = "agc" if clipped else "none"
+    return runs.select(results, clipping=kind, clipped=clipped or STANDARD, rate=rate)
+
+
+def tables(results: list[Run]) -> dict[str, str]:
+    """Returns accuracy and diverged runs of every case."""
+    rows = []
+    for label, clipped in CASES.items():
+        cells = []
+        for rate in PEAKS:
+            chosen = _cell(results, clipped, rate)
+            mean, spread = runs.accuracy(chosen)
+            lost = f", {runs.diverged(chosen)} diverged" if runs.diverged(chosen) else ""
+            cells.append(f"{mean:.1f} ± {spread:.1f}{lost}")
+        rows.append([label, *cells])
+    header = [
+        "AGC clips",
+        *(f"top-1, %, at learning rate {rate} per 256" for rate in PEAKS),
+    ]
+    return {NAME: runs.table(header, rows)}
+
+
+def figures(results: list[Run]) -> dict[str, Figure]:
+    """Returns a chart of the accuracy of every case."""
+    figure, (axes,) = plot.new_figure()
+    for style, rate in enumerate(PEAKS):
+        groups = [_cell(results, clipped, rate) for clipped in CASES.values()]
+        means, spreads = zip(*map(runs.accuracy, groups), strict=True)
+        places = [index + 0.2 * (style - 0.5) for index in range(len(CASES))]
+        axes.errorbar(
+            means,
+            places,
+            xerr=spreads,
+            capsize=2,
+            label=f"learning rate {rate} per 256",
+            **plot.STYLES[style] | {"linestyle": ""},
+        )
+    axes.set_yticks(range(len(CASES)), [label.split(" (")[0] for label in CASES])
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 accuracy, %")
+    axes.set_ylabel("AGC clips")
+    axes.legend(fontsize=7)
+    return {NAME: figure}
+
+
+if __name__ == "__main__":
+    runs.main(NAME, grid(), quick(), FULL, config=CONFIG, shared=("large_batch",))
