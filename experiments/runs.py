@@ -114,7 +114,7 @@ def diverged(runs: Iterable[Run]) -> int:
 
 
 def minutes(runs: Iterable[Run]) -> float:
-    """Returns the time of the runs, one after the other."""
+    """Returns the CPU time of the runs."""
     return sum(run.result["seconds"] for run in runs) / 60
 
 
@@ -133,6 +133,7 @@ def main(
     *,
     config: str = "configs/nf_resnet50.py",
     shared: Iterable[str] = (),
+    train: Callable[[Settings], Mapping[str, Any]] = train,
 ) -> None:
     """Runs an experiment from the command line.
 
@@ -143,6 +144,7 @@ def main(
       full: overrides of `config` for every run of the paper's grid, on ImageNet.
       config: recipe of `--full`.
       shared: see `run_grid`.
+      train: see there.
     """
     parser = argparse.ArgumentParser(f"python -m experiments.{name}")
     parser.add_argument("--quick", action="store_true", help="a few seconds; keeps nothing")
@@ -163,7 +165,7 @@ def main(
         for settings in quick:
             print(encode(settings), train(settings))
     else:
-        run_grid(name, grid, shared=shared)
+        run_grid(name, grid, shared=shared, train=train)
 
 
 def commands(
