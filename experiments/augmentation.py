@@ -46,9 +46,7 @@ def grid() -> Iterator[Settings]:
     for label in AUGMENTATIONS:
         for network in NETWORKS.values():
             for seed in runs.SEEDS:
-                yield Settings(
-                    data="photographs", augmentation=label, seed=seed, **network
-                )
+                yield Settings(data="photographs", augmentation=label, seed=seed, **network)
 
 
 def quick() -> Iterator[Settings]:
@@ -57,7 +55,7 @@ def quick() -> Iterator[Settings]:
 
 
 @functools.cache  # the function is a key of the compiled programs
-def _augmentation(label: str) -> training.Augment:
+def get_augmentation(label: str) -> training.Augment:
     """Returns the named augmentation with smoothed labels."""
     mixup, cutmix, layers, magnitude = AUGMENTATIONS[label]
     options = AugmentOptions(
@@ -79,7 +77,7 @@ def _augmentation(label: str) -> training.Augment:
 
 def train(settings: Settings) -> Mapping[str, Any]:
     """Trains one network with the augmentation of its settings."""
-    return training.train(settings, _augmentation(settings.augmentation))
+    return training.train(settings, get_augmentation(settings.augmentation))
 
 
 def tables(results: list[Run]) -> dict[str, str]:

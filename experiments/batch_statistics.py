@@ -108,7 +108,7 @@ def figures(results: list[Run]) -> dict[str, Figure]:
         groups = [_best(results, size, network) for size in SIZES]
         plot.line(axes, SIZES, groups, label, style)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(SIZES, SIZES)
+    axes.set_xticks(SIZES, list(map(str, SIZES)))
     axes.set_xlabel("images in the statistics, of batch 32")
     axes.set_ylabel("top-1 accuracy, %")
     axes.legend(fontsize=8)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from experiments import plot, runs
+from experiments import runs
 from experiments.runs import Run
 from experiments.training import Settings
 

@@ -163,7 +163,7 @@ def main(
                 print(f"run {number} failed; see its log", file=sys.stderr)
     elif options.quick:
         for settings in quick:
-            print(encode(settings), train(settings))
+            print(encode(settings), dict(train(settings)))
     else:
         run_grid(name, grid, shared=shared, train=train)
 
