@@ -58,7 +58,10 @@ def _config(settings: Settings) -> Config:
 
 @functools.cache
 def _measure(batch: int) -> dict[Settings, Mapping[str, Any]]:
-    """Compiles and times the training steps of all networks, in turns."""
+    """Compiles and times the training steps of all networks, in turns.
+
+    Seconds are of CPU time, which other processes on the core disturb less.
+    """
     steps, states, batches = {}, {}, {}
     results: dict[Settings, dict[str, Any]] = {}
     for settings in grid(batch):
@@ -79,11 +82,11 @@ def _measure(batch: int) -> dict[Settings, Mapping[str, Any]]:
         }
     for number in range(ROUNDS + 1):  # the first is a warm-up
         for settings, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             states[settings], metrics = step(states[settings], batches[settings])
             jax.block_until_ready((states[settings], metrics))
             if number:
-                seconds = round(time.perf_counter() - start, 4)
+                seconds = round(time.process_time() - start, 4)
                 results[settings]["step_seconds"].append(seconds)
     return {settings: result for settings, result in results.items()}
 

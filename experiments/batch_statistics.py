@@ -18,7 +18,6 @@ CONFIG = "configs/resnet50.py"
 SIZES = (2, 4, 8, 32)
 NETWORKS: dict[str, dict[str, Any]] = {
     "NF-ResNet": dict(network="nf_resnet"),
-    "NF-ResNet, AGC 0.16": dict(network="nf_resnet", clipping="agc", threshold=0.16),
     "ResNet, batch norm": dict(network="batch_norm"),
 }
 RATES = (0.1, 0.4)

@@ -10,7 +10,7 @@ from experiments.training import Settings
 
 NAME = "knockout"
 CONFIG = "configs/nf_resnet50.py"
-RATES = (0.025, 0.1, 0.4)
+RATES = (0.1, 0.4)
 _OPEN = ("skip_gain", False)
 _UNSTANDARDIZED = (("weight_standardization", False), ("conv_init", "he"))
 # Label -> overrides. Without the skip gain, branches are open from the first step on and

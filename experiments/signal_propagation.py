@@ -41,7 +41,7 @@ def _settings(label: str, images: str, seed: int) -> Settings:
 
 
 def grid() -> Iterator[Settings]:
-    """Yields all networks with both kinds of images, 16 of 64 pixels."""
+    """Yields all networks with both kinds of images: 16 of 128 or 64 pixels."""
     for label in NETWORKS:
         for images in IMAGES:
             for seed in runs.SEEDS:
@@ -63,7 +63,7 @@ def train(settings: Settings) -> Mapping[str, Any]:
         images = normalize_images(jnp.asarray(pixels), source.mean_rgb, source.stddev_rgb)
     overrides = dict(settings.model, drop_rate=0.0, stochdepth_rate=0.0)
     model = nfnets.create_model(settings.network, **overrides)
-    measured = measure(model, image_size=64, seed=settings.seed, images=images)
+    measured = measure(model, seed=settings.seed, images=images)
     result = {
         name: None if values is None else [float(f"{value:.4g}") for value in values]
         for name, values in vars(measured).items()
