@@ -21,7 +21,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet, batch norm": dict(network="batch_norm"),
 }
 RATES = (0.1, 0.4)
-# One device's batch is the size of the statistics.
+# On ImageNet the batch of one device is that small, and the learning rate scales with it.
 FULL = [{"data.batch_size": size, "train.learning_rate": 0.1} for size in SIZES]
 
 

@@ -21,7 +21,16 @@ from matplotlib.figure import Figure
 
 from experiments import runs
 
-EXPERIMENTS = ("large_batch", "best_lambda", "clip_layers", "thresholds")
+EXPERIMENTS = (
+    "large_batch",
+    "best_lambda",
+    "clip_layers",
+    "thresholds",
+    "batch_norm_cost",
+    "batch_statistics",
+    "signal_propagation",
+    "knockout",
+)
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 # Lines differ in marker, dashes and gray value as well as in color.
