@@ -19,7 +19,6 @@ NAME = "signal_propagation"
 CONFIG = "configs/nf_resnet50.py"
 FULL: list[dict[str, Any]] = [{}]  # the networks measured here are the paper's
 _PLAIN = dict(weight_standardization=False, conv_init="he", scaled_activation=False)
-_NO_POOL = dict(pool_shortcut=False)
 # Label -> name for `nfnets.create_model` and overrides.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet-50, batch norm": ("resnet50", dict(conv_init="he")),
@@ -27,9 +26,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "NF-ResNet-50": ("nf_resnet50", {}),
     "NF-SE-ResNet-50": ("nf_seresnet50", {}),
     "NFNet-F0": ("nfnet_f0", {}),
-    "NFNet-F0, shortcuts not pooled": ("nfnet_f0", _NO_POOL),
-    "NF-RegNet-B0": ("nf_regnet_b0", {}),
-    "NF-RegNet-B0, shortcuts not pooled": ("nf_regnet_b0", _NO_POOL),
+    "NFNet-F0, shortcuts not pooled": ("nfnet_f0", dict(pool_shortcut=False)),
 }
 _DRAWN = tuple(NETWORKS)[:3]
 IMAGES = {"normal": "unit normal", "photographs": "photographs"}
