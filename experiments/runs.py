@@ -114,7 +114,7 @@ def diverged(runs: Iterable[Run]) -> int:
 
 
 def minutes(runs: Iterable[Run]) -> float:
-    """Returns the time of the runs, one after the other."""
+    """Returns the CPU time of the runs."""
     return sum(run.result["seconds"] for run in runs) / 60
 
 
