@@ -95,7 +95,8 @@ def tables(results: list[Run]) -> dict[str, str]:
         groups = [_best(results, size, network) for size in SIZES]
         cells = ["{:.1f} ± {:.1f}".format(*runs.accuracy(group)) for group in groups]
         changes = [r.result["change_of_others"] for r in runs.select(results, **network)]
-        rows.append([label, *cells, f"{min(changes):.3g} to {max(changes):.3g}"])
+        span = f"{min(changes):g} to {max(changes):g}" if any(changes) else "0"
+        rows.append([label, *cells, span])
     header = ["network", *(f"{size} images" for size in SIZES), "change of other logits"]
     return {NAME: runs.table(header, rows)}
 
