@@ -124,7 +124,9 @@ def test_labels_spare_one_stage():
     params, _ = create_model(Settings()).shapes()
     labels = clip_layers.not_stage_1(params)
     spared = [
-        module for module, arrays in labels.items() if "classifier_weight" in arrays.values()
+        module
+        for module, arrays in labels.items()
+        if "classifier_weight" in arrays.values()
     ]
     assert len(spared) == 5  # the block's three convolutions, its shortcut, the classifier
     assert sum("nf_res_block_1/" in module for module in spared) == 4
