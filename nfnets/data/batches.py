@@ -236,7 +236,8 @@ class _LoadTrainChunk:
         step, places = self.layout.locate(chunk_number)
         start = step * self.layout.batch_size + places.start
         draws = self.order.uniforms(start, len(places), images.DRAWS_PER_CROP).tolist()
-        labels, bad = [], []
+        labels: list[int] = []
+        bad: list[tuple[str, str]] = []
         for row in range(len(places)):
             index = self.order.record_index(start + row)
             labels.append(self._load(index, draws[row], out[row], bad))
@@ -285,7 +286,7 @@ class _LoadEvalChunk:
     def __call__(self, chunk_number: int, out: np.ndarray) -> Chunk:
         step, places = self.layout.locate(chunk_number)
         start = step * self.layout.batch_size + places.start
-        labels = []
+        labels: list[int] = []
         for index in range(start, min(start + len(places), len(self.records))):
             record = self.records[index]
             image = images.decode_record(record, apply_exif=self.apply_exif)

@@ -51,7 +51,7 @@ class StreamOrder:
         """
         places = np.arange(1, count * draws + 1, dtype=np.uint64)
         places += np.uint64(start * draws % 2**64)
-        bits = places * np.uint64(0x9E3779B97F4A7C15)
+        bits: np.ndarray = places * np.uint64(0x9E3779B97F4A7C15)
         bits += _crop_seed(self.seed)
         bits = (bits ^ (bits >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> 27)) * np.uint64(0x94D049BB133111EB)

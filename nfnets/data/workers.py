@@ -154,7 +154,7 @@ def _work(pipe: Connection, loader: Loader, threads: int) -> None:
         result: Chunk | Exception
         try:
             result = loader(number, slot)
-        except Exception as error:  # noqa: BLE001 (raised by the parent)
+        except Exception as error:
             error.add_note(f"in a data worker process:\n{traceback.format_exc()}")
             result = error
         with lock:

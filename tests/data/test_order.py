@@ -61,7 +61,7 @@ def test_order_is_pinned():
     records = [large.record_index(p) for p in (0, 1, 2, 1_281_167)]
     assert records == [556_536, 1_036_854, 1_046_717, 766_848]
     crops = (1000 * large.uniforms(7, 1, 4)).astype(int)
-    assert crops.tolist() == [[0, 0, 0, 0]]
+    assert crops.tolist() == [[955, 772, 372, 590]]
 
 
 def split_mix(state):
@@ -89,7 +89,7 @@ def test_random_numbers_are_uniform_and_independent():
     draws = StreamOrder(seed=0, num_records=10).uniforms(10**12, 20_000, 23)
     assert abs(draws.mean(axis=0) - 0.5).max() < 0.01
     assert abs(draws.var(axis=0) - 1 / 12).max() < 0.003
-    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.min() >= 0 and draws.max() < 1
     both = np.concatenate([draws[:-1], draws[1:]], axis=1)
     correlations = np.corrcoef(both, rowvar=False) - np.eye(46)
     assert abs(correlations).max() < 0.035

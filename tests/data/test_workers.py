@@ -85,7 +85,10 @@ def test_death_of_a_worker_is_an_error():
     ("exit_code", "message"),
     [
         (-9, "exit code -9 (killed, most likely out of memory: lower data.workers or"),
-        (-7, "exit code -7 (memory for batches is full: lower data.prefetch or set data.workers=0"),
+        (
+            -7,
+            "exit code -7 (memory for batches is full: lower data.prefetch or set",
+        ),
         (-15, "exit code -15 (signal SIGTERM: set data.workers=0 to find the cause"),
         (1, "exit code 1 (see its output above, or set data.workers=0 to find the cause"),
     ],
