@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -182,3 +183,14 @@ def test_workers_end_with_their_parent(tmp_path):
         while any(map(is_running, readers)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(map(is_running, readers))
+
+
+def test_arrays_on_devices_outlive_their_batches():
+    """JAX's CPU backend does not copy aligned arrays."""
+    options = {"seed": 0, "batch_size": 64, "crop": CROP, "threads": 2}
+    with data.train_batches(NumberedSource(21), **options) as batches:
+        kept = [jax.device_put(next(batches).images) for _ in range(3)]
+        copies = [np.array(one) for one in kept]
+        for _ in range(10):
+            next(batches)
+        np.testing.assert_array_equal(kept, copies)
