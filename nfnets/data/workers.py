@@ -7,6 +7,7 @@ import dataclasses
 import multiprocessing
 from multiprocessing.connection import Connection
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -70,6 +71,7 @@ class Workers:
         """Starts the processes."""
         context = multiprocessing.get_context("spawn")
         self._futures: list[dict[int, Future[Chunk]]] = []
+        self._failing = threading.Lock()
         self._pipes, self._processes, self._receivers = [], [], []
         threads = max(1, parallelism.num_threads)
         for worker in range(parallelism.workers):
@@ -123,7 +125,8 @@ class Workers:
 
     def _fail(self, worker: int) -> None:
         """Ends the futures of a worker that died."""
-        self._processes[worker].join(_EXIT_SECONDS)
+        with self._failing:  # of two threads that wait, only one learns the exit code
+            self._processes[worker].join(_EXIT_SECONDS)
         error = death(self._processes[worker].exitcode or 0)
         with contextlib.suppress(KeyError):  # empty
             while True:
@@ -143,6 +146,15 @@ def death(exit_code: int) -> UserError:
     return UserError(f"a data worker process died with exit code {exit_code} ({cause})")
 
 
+def _portable(error: Exception) -> Exception:
+    """Returns the error, or if it cannot be pickled, one with the same message."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def _work(pipe: Connection, loader: Loader, threads: int) -> None:
     """Loads chunks in a worker process until the other end of the pipe is closed."""
     cv2.setNumThreads(0)
@@ -155,8 +167,8 @@ def _work(pipe: Connection, loader: Loader, threads: int) -> None:
         try:
             result = loader(number, slot)
         except Exception as error:
-            error.add_note(f"in a data worker process:\n{traceback.format_exc()}")
-            result = error
+            result = _portable(error)
+            result.add_note(f"in a data worker process:\n{traceback.format_exc()}")
         with lock:
             pipe.send((number, result))
 

@@ -76,6 +76,22 @@ def test_errors_in_workers_name_the_record():
         evaluate(NumberedSource(21, undecodable=(4,)))
 
 
+class PeculiarError(Exception):
+    def __init__(self, name, reason):
+        super().__init__(reason)  # one argument, so that it cannot be unpickled
+
+
+class PeculiarSource(NumberedSource):
+    def __getitem__(self, index):
+        raise PeculiarError(f"record {index}", "peculiar")
+
+
+def test_errors_that_cannot_be_pickled_are_passed_on():
+    with pytest.raises(RuntimeError, match="PeculiarError: peculiar") as caught:
+        evaluate(PeculiarSource(21))
+    assert "in a data worker process" in caught.value.__notes__[0]
+
+
 def test_death_of_a_worker_is_an_error():
     with pytest.raises(UserError, match=r"exit code -9 .killed, most likely out of memory"):
         evaluate(DeadlySource(20, deadly=13))
