@@ -15,7 +15,7 @@ import numpy as np
 from nfnets.errors import UserError
 
 # Small enough to spread a batch over all threads, large enough to amortize scheduling.
-_MAX_CHUNK = 32
+_MAX_CHUNK = 8
 
 _THREADS_PER_CORE = 2
 _MAX_THREADS = 16  # beyond this, the threads wait for the GIL

@@ -159,7 +159,7 @@ def test_chunks_keep_every_thread_busy():
         parallelism = layout.Parallelism(**options)
         return layout.Layout.choose(batch_size, shard, parallelism).chunk
 
-    assert chunk(1024, threads=4) == 32  # at most
+    assert chunk(1024, threads=4) == 8  # at most
     assert chunk(16, threads=4) == 2  # 8 examples on this host, for four threads
     assert chunk(16, threads=2, workers=2) == 2
     assert chunk(4, threads=4) == 1
