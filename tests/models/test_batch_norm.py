@@ -1,5 +1,6 @@
 """Statistics, running averages and synchronization of batch normalization."""
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def test_training_normalizes_by_the_batch_and_evaluation_by_the_averages():
 
     tested, same = net.apply(params, state, x, False)
     np.testing.assert_allclose(tested, 2 * (x - 1.5) / np.sqrt(1.25001) - 1, rtol=1e-4)
-    jax.tree.map(np.testing.assert_array_equal, same, state)
+    chex.assert_trees_all_equal(same, state)
 
 
 def test_it_equals_haikus():
@@ -72,7 +73,7 @@ def test_it_equals_haikus():
         got, state_got = ours.apply(params, state, x, True)
         want, state_want = haikus.apply(params, state, x, True)
         np.testing.assert_allclose(got, want, atol=1e-6)
-        jax.tree.map(np.testing.assert_array_equal, state_got, state_want)
+        chex.assert_trees_all_equal(state_got, state_want)
         state, x = state_got, x * 1.5
     np.testing.assert_allclose(
         ours.apply(params, state, x, False)[0],

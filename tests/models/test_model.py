@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +28,7 @@ def test_only_the_first_initialization_traces(monkeypatch):
     assert not traces
     from_fresh, _ = fresh.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     assert len(traces) == 1
-    jax.tree.map(np.testing.assert_array_equal, params, again)
-    jax.tree.map(np.testing.assert_array_equal, params, from_fresh)
+    chex.assert_trees_all_equal(params, again, from_fresh)
     weight = lambda params: params["NFNet/~/linear"]["w"]  # noqa: E731
     assert not np.allclose(weight(params), weight(other))
 
@@ -38,11 +38,7 @@ def test_shapes_are_those_of_what_is_drawn(name):
     model = nfnets.create_model(name, 7)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     drawn = model.init(jax.random.key(0), images)
-    assert jax.tree.structure(model.shapes()) == jax.tree.structure(drawn)
-    for expected, array in zip(
-        jax.tree.leaves(model.shapes()), jax.tree.leaves(drawn), strict=True
-    ):
-        assert (expected.shape, expected.dtype) == (array.shape, array.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(model.shapes(), drawn)
 
 
 def test_images_of_another_shape_are_refused_every_time():
@@ -61,10 +57,9 @@ def test_the_default_device_is_used_and_compiled_draws_are_the_same():
     other = jax.devices()[1]
     with jax.default_device(other):
         elsewhere = model.init(jax.random.key(0), images)
-    for a, b, c in zip(*map(jax.tree.leaves, (drawn, elsewhere, traced)), strict=True):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-7)
-        assert b.devices() == {other}
+    chex.assert_trees_all_equal(drawn, elsewhere)
+    chex.assert_trees_all_close(drawn, traced, rtol=1e-5, atol=1e-7)
+    assert all(array.devices() == {other} for array in jax.tree.leaves(elsewhere))
 
 
 def test_images_that_are_not_normalized_floats_are_refused():

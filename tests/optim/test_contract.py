@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,11 +91,6 @@ def test_leaves_that_are_none_stay_none(name):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
-def assert_close(got, want):
-    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-5)
-
-
 HYPERPARAMETERS = {
     "clipping": 0.1,
     "eps": 0.01,
@@ -122,7 +118,7 @@ def test_hyperparameters_may_be_traced(factory, options):
         gradients = random_like(params, seed)
         want, state = plain.update(gradients, state, params)
         got, injected_state = jax.jit(injected.update)(gradients, injected_state, params)
-        assert_close(got, want)
+        chex.assert_trees_all_close(got, want, rtol=1e-5)
 
 
 def test_clipping_may_follow_a_schedule():
@@ -137,7 +133,9 @@ def test_clipping_may_follow_a_schedule():
 
 def test_the_radius_of_sam_may_be_traced():
     gradient = small_params()
-    assert_close(jax.jit(sam_perturbation)(gradient, 0.5), sam_perturbation(gradient, 0.5))
+    chex.assert_trees_all_close(
+        jax.jit(sam_perturbation)(gradient, 0.5), sam_perturbation(gradient, 0.5), rtol=1e-5
+    )
 
 
 def test_clipping_needs_neither_haiku_nor_a_config():

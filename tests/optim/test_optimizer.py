@@ -1,5 +1,6 @@
 """The optimizer against the published trajectory, and each of its parts."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,8 +159,7 @@ def test_every_optimizer_equals_its_optax_one_with_clipped_gradients(name, clipp
         clipped, _ = clip.update(gradients, clip.init(params), params)
         want, their_state = THEIRS[name].update(clipped, their_state, params)
         want[BODY]["gain"] = jnp.zeros(1)
-        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(g, w, rtol=1e-4)
+        chex.assert_trees_all_close(got, want, rtol=1e-4)
     assert (clipping_state(our_state) is None) == (clipping is None)
 
 

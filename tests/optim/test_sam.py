@@ -1,5 +1,6 @@
 """The ascent step of SAM, by hand and against optax."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,7 @@ def test_five_steps_equal_optax(rho):
             grad_fn=lambda params, _: jax.grad(loss)(params),
         )
         theirs = optax.apply_updates(theirs, updates)
-    for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
 
 
 def test_a_zero_gradient_gives_a_zero_step():

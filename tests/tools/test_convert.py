@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import chex
 from haiku._src import data_structures
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from nfnets.tools import convert
 from nfnets.weights.files import write_safetensors
 from nfnets.weights.timm import to_timm
 from tests import reference
-from tests.weights.helpers import assert_same_trees, micro_params
+from tests.weights.helpers import micro_params
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,9 @@ def test_a_published_file_becomes_a_weights_file(tiny, tmp_path, capsys):
     line = capsys.readouterr().out
     assert "nfnet_tiny, 7 classes, from haiku checkpoint F0_haiku.npz" in line
     params, state = nfnets.load_weights(out)
-    assert_same_trees(params, jax.tree.map(lambda array: array.astype(np.float32), half))
+    chex.assert_trees_all_equal(
+        params, jax.tree.map(lambda array: array.astype(np.float32), half)
+    )
     assert params["NFNet/~/linear"]["w"].dtype == np.float32
     assert state == {}
     info = nfnets.read_weights_info(out)

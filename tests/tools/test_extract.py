@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import cv2
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from nfnets.training.state import build_model, build_optimizer, create_state
 from nfnets.training.step import replicate
 from nfnets.training.workdir import read_run
 from tests.training.micro import PROVENANCE, small_state
-from tests.weights.helpers import MICRO, assert_same_trees
+from tests.weights.helpers import MICRO
 
 NAMES = tuple("abcdefghij")
 
@@ -49,7 +50,7 @@ def test_weights_and_metadata_of_a_run(run, tmp_path, capsys):
     workdir, params = run
     out = tmp_path / "w.safetensors"
     extract.main([f"--workdir={workdir}", f"--out={out}"])
-    assert_same_trees(nfnets.load_weights(out)[0], params)
+    chex.assert_trees_all_equal(nfnets.load_weights(out)[0], params)
     info = nfnets.read_weights_info(out)
     assert info.class_names == NAMES
     assert info.overrides == {**MICRO, "activation": "silu"}
@@ -62,7 +63,7 @@ def test_weights_and_metadata_of_a_run(run, tmp_path, capsys):
 
     extract.main([f"--workdir={workdir}", f"--out={out}", "--average=ema", "--step=0"])
     averaged, _ = nfnets.load_weights(out)
-    assert_same_trees(averaged, jax.tree.map(lambda x: np.asarray(x + 1), params))
+    chex.assert_trees_all_equal(averaged, jax.tree.map(lambda x: np.asarray(x + 1), params))
 
 
 def test_a_run_classifies_without_a_weights_file(run, tmp_path, capsys):

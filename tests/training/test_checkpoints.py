@@ -1,6 +1,9 @@
 """Which checkpoints are kept, and what they hold."""
 
 import dataclasses
+import shutil
+import time
+import types
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -9,7 +12,8 @@ import pytest
 from nfnets.errors import UserError
 from nfnets.training.checkpoints import Checkpoints
 from nfnets.training.provenance import Provenance, check_same_run
-from tests.training.micro import PROVENANCE, small_state
+from nfnets.training.workdir import Workdir
+from tests.training.micro import PROVENANCE, make_config, small_state
 
 
 def test_newest_and_best_are_kept(tmp_path):
@@ -44,6 +48,36 @@ def test_a_saved_state_is_restored(tmp_path):
     assert checkpoints.read_provenance(7) == PROVENANCE
 
 
+def test_what_is_being_saved_is_copied(tmp_path, monkeypatch):
+    """The next step overwrites the state's memory."""
+    checkpoints = Checkpoints(tmp_path)
+    state, saved = small_state(1), []
+    monkeypatch.setattr(
+        checkpoints._manager, "save", lambda step, args, metrics: saved.append(args)
+    )
+    checkpoints.save(state, PROVENANCE)
+    arrays = saved[0]["state"].item
+    weight = np.asarray(state.params["net"]["w"])  # a view on CPU
+    np.testing.assert_array_equal(arrays["params|net|w"], weight)
+    assert not np.shares_memory(arrays["params|net|w"], weight)
+
+
+def test_a_failed_save_is_retried_once(tmp_path, monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Workdir(make_config(), tmp_path) as workdir:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
+            workdir.save(small_state(1), PROVENANCE)
+        assert not workdir.needs_saving()
+        now[0] += 31
+        assert workdir.needs_saving()
+        workdir.save(small_state(2), PROVENANCE)
+        now[0] += 31
+        assert not workdir.needs_saving()
+    assert "the disk has 0 MB left" in capsys.readouterr().out
+
+
 def test_other_arrays_are_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(small_state(1), PROVENANCE)
@@ -60,6 +94,10 @@ def test_differences_between_two_runs(tmp_path):
 
     assert check_same_run(PROVENANCE, current(), tmp_path) == []
     assert check_same_run(PROVENANCE, current(seed=1), tmp_path) == ["seed: 0 -> 1"]
+    clipped = dataclasses.replace(PROVENANCE, config={"optimizer.clipping": 0.01})
+    more = current(**{"optimizer.clipping": 0.02})
+    changes = check_same_run(clipped, more, tmp_path)
+    assert changes == ["optimizer.clipping: 0.01 -> 0.02"]
     other_runs = (
         {"model.name": "b"},
         {"optimizer.clipping": 0.1},

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,9 +46,7 @@ def test_every_config_has_a_step(name):
     new_state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), new_state
     )
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    for got, want in zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True):
-        assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
     assert metrics["loss"].dtype == jnp.float32
 
 

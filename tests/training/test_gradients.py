@@ -1,5 +1,6 @@
 """Sharpness-aware steps, rematerialized steps, and the examples of the ascent."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 from nfnets.models import normalize_images
 from nfnets.optim import clipping_state
-from nfnets.training import gradients
-from nfnets.training.gradients import ascent_examples
+from nfnets.training.gradients import ascent_examples, make_gradient
+from nfnets.training.loss import weighted_mean
+from nfnets.training.state import AXIS
 from nfnets.training.step import make_train_step
 from tests.training.micro import (
     NOTHING_RANDOM,
@@ -98,8 +100,7 @@ def test_one_sharpness_aware_step_by_hand():
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], gradient_norm, rtol=1e-4)
     np.testing.assert_allclose(metrics["agc_clipped_fraction"], clipping.clipped_fraction)
-    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(got.params, params, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +108,15 @@ def sharpness_aware_run():
     return run_steps(1, sam__rho=0.3)
 
 
-@pytest.mark.parametrize(
-    ("devices", "microbatch"),
-    [
-        (2, 2),
-        pytest.param(4, None, marks=pytest.mark.long),
-        pytest.param(1, 4, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "microbatch"), [(2, 2), (4, None), (1, 4)])
 def test_one_sharpness_aware_trajectory(sharpness_aware_run, devices, microbatch):
     expected, final = sharpness_aware_run
     history, state = run_steps(devices, sam__rho=0.3, train__microbatch=microbatch)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-4)
         np.testing.assert_allclose(got["gradient_norm"], want["gradient_norm"], rtol=1e-3)
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, final, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.long
@@ -138,29 +132,54 @@ def test_each_replica_may_perturb_on_its_own(sharpness_aware_run):
     assert together[0]["loss"] != sharpness_aware_run[0][0]["loss"]
 
 
-def test_frozen_gradients_are_zero():
-    ascent = {
-        "NFNet/~/linear": {"w": jnp.ones(2)},
-        "NFNet/~/stem_conv0": {"w": jnp.ones(3)},
+def squared_distance(config, model, params, net_state, keys, batch):
+    """Half the squared distance between the parameters and points of the examples."""
+    del config, model, keys
+    index = batch["example_index"].astype(jnp.float32)
+    points = jnp.stack([index, (index - 3) ** 2], axis=-1)
+    distances = 0.5 * jnp.sum((params["moved"]["w"] - points) ** 2, axis=-1)
+    distances += 0.5 * (params["frozen"]["w"] - index) ** 2
+    loss = weighted_mean(distances, batch)
+    return loss, (net_state, {"loss": loss})
+
+
+@pytest.mark.parametrize(
+    ("fraction", "microbatch", "examples"),
+    [
+        (0.2, None, [0, 1, 10, 11, 20, 21, 30, 31]),  # pairs, as the batch is mixed
+        (0.3, 4, [0, 1, 6, 7, 12, 13, 20, 21, 26, 27, 32, 33]),  # six each, padded to eight
+    ],
+)
+def test_ascent_of_two_devices_on_a_quadratic_loss(fraction, microbatch, examples):
+    """The ascent is of all devices' chosen examples; frozen parameters stay."""
+    config = make_config(
+        data__batch_size=40,
+        optimizer__frozen=("frozen",),
+        sam__rho=0.5,
+        sam__batch_fraction=fraction,
+        train__loss=f"{__name__}:squared_distance",
+        train__microbatch=microbatch,
+    )
+    params = {"moved": {"w": jnp.array([1.0, -2.0])}, "frozen": {"w": jnp.float32(0.5)}}
+    batch = numbered(40)
+    got, _, metrics = jax.vmap(
+        make_gradient(config, None), in_axes=(None, None, None, 0), axis_name=AXIS
+    )(params, {}, None, {name: array.reshape(2, 20) for name, array in batch.items()})
+
+    def points(index):
+        return np.stack([index, (index - 3.0) ** 2], axis=-1)
+
+    ascent = params["moved"]["w"] - points(np.array(examples)).mean(axis=0)
+    nearby = params["moved"]["w"] + 0.5 * ascent / np.linalg.norm(ascent)
+    index = batch["example_index"].reshape(2, 20)
+    want = {
+        "moved": {"w": nearby - points(index).mean(axis=1)},
+        "frozen": {"w": 0.5 - index.mean(axis=1)},
     }
-    got = gradients._without_frozen(ascent, ("stem",))
-    np.testing.assert_array_equal(got["NFNet/~/linear"]["w"], 1)
-    np.testing.assert_array_equal(got["NFNet/~/stem_conv0"]["w"], 0)
-
-
-@pytest.mark.long
-def test_frozen_parameters_are_not_perturbed():
-    """With everything frozen the gradient is that at the parameters themselves."""
-    config = make_config(sam__rho=0.3, optimizer__frozen=(":",))
-    model, optimizer, state = build(config)
-    step = on_devices(make_train_step(config, model, optimizer), 1)
-    got, metrics = step(state, make_batch(0, config))
-    plain, _ = run_steps(1)
-    np.testing.assert_allclose(metrics["loss"], plain[0]["loss"], rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(got.params), jax.tree.leaves(state.params), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_close(got, want, rtol=1e-5)
+    distances = 0.5 * np.sum((nearby - points(index)) ** 2, axis=-1)
+    distances += 0.5 * (0.5 - index) ** 2
+    np.testing.assert_allclose(metrics["loss"], distances.mean(axis=1), rtol=1e-5)
 
 
 @pytest.mark.long
@@ -178,5 +197,4 @@ def test_rematerialization_changes_nothing(remat):
     history, state = run_steps(1, model__remat=remat)
     for got, want in zip(history, expected, strict=True):
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, final, rtol=1e-3, atol=1e-5)

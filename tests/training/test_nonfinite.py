@@ -108,7 +108,7 @@ def test_slow_input_is_said_once(monkeypatch, capsys):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     values = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 0.1}
     values = {name: jnp.asarray(value) for name, value in values.items()}
-    shares = []
+    shares, rates = [], []
     metrics.add(1, values)  # time counts from the first step
     # Little; too short to be judged; slow; slow again.
     for seconds, waited in ((20, 0.8), (9, 3), (20, 6), (20, 6)):
@@ -116,8 +116,11 @@ def test_slow_input_is_said_once(monkeypatch, capsys):
             clock[0] += waited
         clock[0] += seconds - waited
         metrics.add(2, values)
-        shares.append(metrics.summarize()["train/data_wait"])
+        summary = metrics.summarize()
+        shares.append(summary["train/data_wait"])
+        rates.append(summary["train/images_per_sec"])
     np.testing.assert_allclose(shares, [0.04, 1 / 3, 0.3, 0.3])
+    np.testing.assert_allclose(rates, [10 / 20, 10 / 9, 10 / 20, 10 / 20])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("WARNING   training waits for input 30% of the time")
 
@@ -198,15 +201,14 @@ def test_kills_after_a_rollback_lose_nothing(rolled_back, tmp_path, monkeypatch,
 
 
 def test_too_many_rollbacks_end_the_run(tmp_path, monkeypatch, capsys):
-    change_batches(monkeypatch, poison(BATCH, 16))
-    config = run_config(train__max_rollbacks=1)
+    change_batches(monkeypatch, poison(BATCH, 16, 18))
+    config = run_config(train__max_rollbacks=2)
     with pytest.raises(UserError) as error:
         loop.train(config, str(tmp_path))
     assert error.value.exit_code == 1
-    assert str(error.value).startswith("loss is nan at step 13 (learning rate ")
-    assert "step 10 is saved; gave up after 1 rollback;" in str(error.value)
-    assert (
-        "back to step 10, continuing with batch 14 (rollback 1 of 1)"
-        in capsys.readouterr().out
-    )
+    assert str(error.value).startswith("loss is nan at step 12 (learning rate ")
+    assert "step 10 is saved; gave up after 2 rollbacks;" in str(error.value)
+    output = capsys.readouterr().out
+    assert "back to step 10, continuing with batch 14 (rollback 1 of 2)" in output
+    assert "back to step 10, continuing with batch 17 (rollback 2 of 2)" in output
     assert int(stored_arrays(tmp_path)["step"]) == 10

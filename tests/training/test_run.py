@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import cv2
 import jax
 import numpy as np
@@ -88,13 +89,9 @@ def test_resuming_is_exact(finished, tmp_path):
     shutil.copytree(finished / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
     shutil.copy(finished / "metrics.jsonl", tmp_path)
     loop.train(make_config(), str(tmp_path))
-    for got, want in zip(
-        jax.tree.leaves(read_state(tmp_path, make_config())),
-        jax.tree.leaves(read_state(finished, make_config())),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(got, want)
-    assert int(read_state(tmp_path, make_config()).step) == STEPS
+    state = read_state(tmp_path, make_config())
+    chex.assert_trees_all_equal(state, read_state(finished, make_config()))
+    assert int(state.step) == STEPS
     losses = {
         folder: {
             e["step"]: e["train/loss"]
@@ -148,7 +145,7 @@ def test_weights_start_a_run_with_another_head(finished, tmp_path, capsys):
     save_weights(path, state.params, state.net_state, info)
     params, net_state = load_weights(path)
     assert net_state == {}
-    jax.tree.map(np.testing.assert_array_equal, params, dict(state.params))
+    chex.assert_trees_all_equal(params, dict(state.params))
 
     results = run_evaluation.evaluate_weights(make_config(), str(path))
     reported = read_metrics(finished / "metrics.jsonl")[-1]

@@ -1,5 +1,6 @@
 """The step: one trajectory however the batch is divided, and exact counting."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +53,7 @@ def test_one_trajectory_however_the_batch_is_divided(
         for key in ("loss", "gradient_norm", "agc_clipped_fraction"):
             np.testing.assert_allclose(got[key], want[key], rtol=1e-4, err_msg=key)
         assert got["top1"] == want["top1"]
-    for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(final), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state, final, rtol=1e-3, atol=1e-5)
 
 
 def test_seed_and_step_decide(single_device_run):
@@ -107,8 +107,7 @@ def test_one_step_by_hand():
     for tree, want in [(got.params, params)] + [
         (got.ema[name][0], average) for name, average in averages.items()
     ]:
-        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(tree, want, rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_figures_per_layer_on_request():

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nfnets.errors import UserError
-from nfnets.training import evaluation, loop, run_evaluation
+from nfnets.training import evaluation, input_pipeline, loop, run_evaluation
 from tests.training import hooks, survival_config
 from tests.training.micro import assert_same_end, change, logged, losses, stored_arrays
 from tests.training.processes import DISTURBED, TIMEOUT
@@ -82,6 +82,10 @@ def test_an_error_saves_the_last_finished_step(undisturbed, tmp_path, monkeypatc
     def fail():
         raise error
 
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(input_pipeline, "load_batch", lambda batches: fail())
+        train(tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())  # no step was made
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setitem(hooks.AT_STEP, 7, fail)
         train(tmp_path)

@@ -23,13 +23,6 @@ def micro_params(model=None):
     return jax.tree.map(np.asarray, reference.formula_params(shapes))
 
 
-def assert_same_trees(got, want):
-    assert {m: sorted(a) for m, a in got.items()} == {m: sorted(a) for m, a in want.items()}
-    for module, arrays in want.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(got[module][name], array, f"{module}:{name}")
-
-
 # Case -> (model, overrides, the same as fields of timm's NfCfg). Two stages where timm's
 # configuration allows it, and every kind of stem, activation and gate.
 _SMALL = {"widths": (32, 48), "depths": (1, 2)}

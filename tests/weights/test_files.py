@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from nfnets.weights.files import identify_format
 from tests.weights.helpers import (
     CLASSES,
     MICRO,
-    assert_same_trees,
     micro_model,
     micro_params,
 )
@@ -48,7 +48,7 @@ def path(tmp_path, params):
 
 def test_everything_comes_back(path, params):
     loaded, state = nfnets.load_weights(path)
-    assert_same_trees(loaded, params)
+    chex.assert_trees_all_equal(loaded, params)
     assert state["bn"]["counter"] == 1
     assert state["bn"]["counter"].dtype == np.int32
     info = nfnets.read_weights_info(path)
@@ -76,7 +76,7 @@ def test_arrays_in_any_layout_and_dtype(tmp_path):
     }
     nfnets.save_weights(tmp_path / "w", {"m": arrays})
     loaded, _ = nfnets.load_weights(tmp_path / "w")
-    assert_same_trees(loaded, {"m": arrays})
+    chex.assert_trees_all_equal(loaded, {"m": arrays})
     assert loaded["m"]["half"].dtype == np.float16
     assert loaded["m"]["brain"].dtype == "bfloat16"
 

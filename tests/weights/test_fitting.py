@@ -1,5 +1,6 @@
 """Loaded arrays are compared with a model's parameters name by name."""
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 import nfnets
 from nfnets.errors import UserError
 from nfnets.weights import fit_weights, initial_weights
-from tests.weights.helpers import MICRO, assert_same_trees, micro_model, micro_params
+from tests.weights.helpers import MICRO, micro_model, micro_params
 
 HEAD = "NFNet/~/linear"
 
@@ -75,7 +76,7 @@ def test_skipped_parameters_are_initialized_and_the_others_kept(params):
         final_conv__gain=fresh["NFNet/~/final_conv"]["gain"],
         linear__b=fresh[HEAD]["b"],
     )
-    assert_same_trees(loaded, want)
+    chex.assert_trees_all_equal(loaded, want)
     assert list(loaded) == list(fresh)
     with pytest.raises(UserError, match="1 missing"):
         fit_weights("FILE", wrong, {}, model, skip[:2])
@@ -89,7 +90,7 @@ def test_another_number_of_classes_re_initializes_the_classifier(tmp_path, param
     model = nfnets.create_model("nfnet_tiny", 7, **MICRO)
     loaded, _ = initial_weights(path, model, seed=1)
     fresh, _ = model.init(jax.random.key(1), np.zeros((1, 32, 32, 3), np.float32))
-    assert_same_trees(loaded, {**params, HEAD: fresh[HEAD]})
+    chex.assert_trees_all_equal(loaded, {**params, HEAD: fresh[HEAD]})
     line = capsys.readouterr().out
     assert "has 5 classes, this run has 7: the classifier is re-initialized" in line
     with pytest.raises(UserError, match="2 with mismatched shapes"):
@@ -107,7 +108,7 @@ def test_weights_in_half_precision_start_a_run_in_single(tmp_path):
     half = jax.tree.map(lambda a: a.astype("float16"), params)
     nfnets.save_weights(tmp_path / "w", half, state)
     started, _ = initial_weights(tmp_path / "w", model, 0)
-    assert_same_trees(started, jax.tree.map(lambda a: a.astype("float32"), half))
+    chex.assert_trees_all_equal(started, jax.tree.map(lambda a: a.astype("float32"), half))
     assert {a.dtype.name for a in jax.tree.leaves(started)} == {"float32"}
 
 
@@ -121,7 +122,7 @@ def test_models_of_ones_own_are_compared_name_by_name(tmp_path, capsys):
     params = {"linear": {"w": np.ones((8 * 8 * 3, 4), np.float16), "b": np.ones(4)}}
     nfnets.save_weights(path, params)
     loaded, state = initial_weights(path, model, seed=0, image_size=8)
-    assert_same_trees(loaded, params)
+    chex.assert_trees_all_equal(loaded, params)
     assert {a.dtype.name for a in jax.tree.leaves(loaded)} == {"float32"}
     assert state == {}
     nfnets.save_weights(path, {"linear": {**params["linear"], "b": np.ones(5)}})
@@ -129,5 +130,5 @@ def test_models_of_ones_own_are_compared_name_by_name(tmp_path, capsys):
     with pytest.raises(UserError, match=message):
         initial_weights(path, model, seed=0, image_size=8)
     loaded, _ = initial_weights(path, model, seed=0, skip=("linear:b",), image_size=8)
-    assert_same_trees(loaded, {"linear": {**params["linear"], "b": np.zeros(4)}})
+    chex.assert_trees_all_equal(loaded, {"linear": {**params["linear"], "b": np.zeros(4)}})
     assert capsys.readouterr().out == ""

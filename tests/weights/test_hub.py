@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 
+import chex
 from huggingface_hub import constants, file_download
 import jax
 import numpy as np
@@ -22,7 +23,6 @@ from nfnets.weights import hub, reading
 from nfnets.weights.timm import from_timm, to_timm
 from tests import reference
 from tests.weights.fake_hub import FakeHub
-from tests.weights.helpers import assert_same_trees
 
 CLASSES = 4
 CONFIG = {
@@ -84,7 +84,7 @@ def fake(tensors, tmp_path, monkeypatch):
 def test_a_name_brings_the_model_its_weights_and_their_preprocessing(fake, tensors):
     model, params, state = nfnets.from_pretrained("nfnet_tiny")
     assert (model.name, model.num_classes, state) == ("nfnet_tiny", CLASSES, {})
-    assert_same_trees(params, from_timm(tensors))
+    chex.assert_trees_all_equal(params, from_timm(tensors))
     found = nfnets.read_weights_info("nfnet_tiny.dm_made_up")
     assert (found.image_size, found.preprocessing, found.crop_fraction) == (
         48,
@@ -229,7 +229,7 @@ def test_urls(fake, tensors, monkeypatch, capsys):
     with pytest.raises(UserError, match=f"{url} is not cached, and HF_HUB_OFFLINE is set"):
         hub.find_weights(url)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert_same_trees(nfnets.load_weights(url)[0], params)
+    chex.assert_trees_all_equal(nfnets.load_weights(url)[0], params)
     assert capsys.readouterr().err.startswith(f"downloading {url}, 0.8 MB\n")
     fake.requests.clear()
     assert nfnets.read_weights_info(url).source == f"haiku checkpoint {url}"
@@ -263,7 +263,7 @@ def test_a_folder_for_the_hub_comes_back(fake, tensors, tmp_path, capsys):
     for name in (folder, "hf://me/flowers", "hf://me/flowers@main"):
         model, params, _ = nfnets.from_pretrained(name)
         assert model.spec == nfnets.create_model("nfnet_tiny", timm_compat=True).spec
-        assert_same_trees(params, from_timm(tensors))
+        chex.assert_trees_all_equal(params, from_timm(tensors))
         found = nfnets.read_weights_info(name)
         assert (found.class_names, found.image_size) == (tuple(CONFIG["label_names"]), 48)
     with pytest.raises(UserError, match="has no metadata 'model'"):

@@ -2,6 +2,7 @@
 
 import pickle
 
+import chex
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ import nfnets
 from nfnets.errors import UserError
 from nfnets.models.counting import parameter_shapes
 from nfnets.weights.published import count_classes, identify_model, read_published
-from tests.weights.helpers import CLASSES, assert_same_trees, micro_params
+from tests.weights.helpers import CLASSES, micro_params
 
 
 @pytest.mark.parametrize("separator", [":", "|"])
@@ -19,7 +20,7 @@ def test_real_npz_files(tmp_path, separator):
     flat = {f"{m}{separator}{n}": v for m, a in params.items() for n, v in a.items()}
     np.savez(path, **flat)
     loaded, state = read_published(path)
-    assert_same_trees(loaded, params)
+    chex.assert_trees_all_equal(loaded, params)
     assert state == {}
     np.savez(path, **{"a:b": np.array([{}], object)})
     with pytest.raises(UserError, match="is refused: .*allow_pickle=False"):
@@ -37,10 +38,10 @@ def test_pairs_of_parameters_and_state(tmp_path):
     state = {"bn": {"average": np.ones(2, np.float64), "counter": np.int32(3)}}
     path.write_bytes(pickle.dumps(({"m": {"n": np.ones(1), "x": 0.5}}, state)))
     params, loaded = read_published(path)
-    assert_same_trees(loaded, state)
+    chex.assert_trees_all_equal(loaded, state)
     assert loaded["bn"]["average"].dtype == np.float32
     assert loaded["bn"]["counter"].dtype == np.int32
-    assert_same_trees(params, {"m": {"n": np.ones(1), "x": np.float32(0.5)}})
+    chex.assert_trees_all_equal(params, {"m": {"n": np.ones(1), "x": np.float32(0.5)}})
 
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "nfnet_f0_plus", "nf_regnet_b0", "resnet50"])

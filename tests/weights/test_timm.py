@@ -8,6 +8,7 @@ import pickle
 import sys
 import types
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from nfnets.weights.timm import from_timm, read_timm, to_timm, unwrap
 from tests import reference
 from tests.weights.helpers import (
     GOLDEN_TIMM,
-    assert_same_trees,
     golden_array,
     golden_params,
     micro_params,
@@ -84,7 +84,7 @@ def test_names_and_shapes_of_all_variants(number):
 def test_layouts_and_the_exact_inverse():
     params = micro_params()
     tensors = to_timm(params)
-    assert_same_trees(from_timm(tensors), params)
+    chex.assert_trees_all_equal(from_timm(tensors), params)
     block = "NFNet/~/nf_block_1"
     weight = params[f"{block}/~/conv1b"]["w"]
     assert tensors["stages.1.0.conv2b.weight"][5, 3, 0, 2] == weight[0, 2, 3, 5]
@@ -105,7 +105,7 @@ def test_layouts_of_timms_own_networks(name):
     model = nfnets.create_model(name, 5, depths=(1, 2), widths=(16, 32), strides=(2, 2))
     tensors = golden_params(model)
     params = from_timm(tensors)
-    assert_same_trees({"": to_timm(params)}, {"": tensors})
+    chex.assert_trees_all_equal({"": to_timm(params)}, {"": tensors})
     shapes = {m: {n: x.shape for n, x in a.items()} for m, a in params.items()}
     wanted = model.shapes()[0]
     assert shapes == {m: {n: x.shape for n, x in a.items()} for m, a in wanted.items()}
@@ -141,7 +141,7 @@ def test_timms_own_networks_need_no_compat(tmp_path, capsys):
     assert info.mean_rgb == info.stddev_rgb == (127.5, 127.5, 127.5)
     convert.main([ours, "--to=timm", f"--out={back}"])
     assert "compat" not in capsys.readouterr().out
-    assert_same_trees({"": read_timm(back)[0]}, {"": tensors})
+    chex.assert_trees_all_equal({"": read_timm(back)[0]}, {"": tensors})
 
 
 def test_parameters_that_are_not_timms():
@@ -179,7 +179,7 @@ def test_files_there_and_back(tmp_path, capsys):
     assert "timm_compat" not in capsys.readouterr().out
     loaded, entry = read_timm(back)
     assert entry == ""
-    assert_same_trees({"": loaded}, {"": tensors})
+    chex.assert_trees_all_equal({"": loaded}, {"": tensors})
     plain, other = str(tmp_path / "plain"), str(tmp_path / "other")
     info = nfnets.WeightsInfo(model="nfnet_f0", num_classes=3)
     nfnets.save_weights(plain, *nfnets.load_weights(ours), info)
@@ -213,21 +213,21 @@ AVERAGE = {"w": np.ones(3, np.float32)}
 )
 def test_training_checkpoints_are_unwrapped(content, entry, averaged_entry):
     found = unwrap(content, "FILE")
-    assert_same_trees({"": found[0]}, {"": STATE})
+    chex.assert_trees_all_equal({"": found[0]}, {"": STATE})
     assert found[1] == entry
     if averaged_entry is None:
         with pytest.raises(UserError, match="FILE has no state_dict_ema or model_ema"):
             unwrap(content, "FILE", ema=True)
     else:
         found = unwrap(content, "FILE", ema=True)
-        assert_same_trees({"": found[0]}, {"": AVERAGE})
+        chex.assert_trees_all_equal({"": found[0]}, {"": AVERAGE})
         assert found[1] == averaged_entry
 
 
 def test_checkpoints_of_averages_alone():
     content = {"model_ema": {"n_averaged": np.int64(7), "module.w": AVERAGE["w"]}}
     tensors, entry = unwrap(content, "FILE")
-    assert_same_trees({"": tensors}, {"": AVERAGE})
+    chex.assert_trees_all_equal({"": tensors}, {"": AVERAGE})
     assert entry == "model_ema"
 
 
@@ -248,7 +248,7 @@ def test_half_precision_and_prefixes_in_safetensors(tmp_path):
     params = from_timm(read_timm(path)[0])
     assert {a.dtype.name for a in jax.tree.leaves(params)} == {"float32"}
     want = {k.removeprefix("module."): v.astype(np.float32) for k, v in half.items()}
-    assert_same_trees({"": to_timm(params)}, {"": want})
+    chex.assert_trees_all_equal({"": to_timm(params)}, {"": want})
 
 
 def test_pytorch_files_need_pytorch(tmp_path, monkeypatch):
@@ -299,7 +299,7 @@ def test_pytorch_loads_nothing_but_tensors(tmp_path, monkeypatch):
     path.write_bytes(b"PK")
     content = {"state_dict": {"module.w": FakeTensor(np.arange(3, dtype=np.float16))}}
     tensors, entry = read_timm(path)
-    assert_same_trees({"": tensors}, {"": STATE})
+    chex.assert_trees_all_equal({"": tensors}, {"": STATE})
     assert tensors["w"].dtype == np.float32
     assert entry == "state_dict"
     assert calls == [
@@ -340,11 +340,11 @@ def test_pytorch_files(tmp_path, new_format):
     whole = np.arange(12, dtype=np.float32).reshape(3, 4)
     half = np.ones(2, np.float32)
     want = {"whole": whole, "transposed": whole.T, "half": half, "brain": half}
-    assert_same_trees({"": tensors}, {"": want})
+    chex.assert_trees_all_equal({"": tensors}, {"": want})
     assert {array.dtype.name for array in tensors.values()} == {"float32"}
     assert entry == "state_dict"
     averaged, entry = read_timm(path, ema=True)
-    assert_same_trees({"": averaged}, {"": {"whole": np.zeros(3)}})
+    chex.assert_trees_all_equal({"": averaged}, {"": {"whole": np.zeros(3)}})
     assert entry == "state_dict_ema"
     torch.save({"model": torch.nn.Linear(2, 2)}, path)
     with pytest.raises(UserError, match="w.pth is not a PyTorch file of tensors: "):
@@ -441,7 +441,7 @@ def test_logits_are_those_of_timm_both_ways(timm_f0, tmp_path):
     ):
         path = tmp_path / name
         torch.save(timm_f0.state_dict(), path, **options)
-        assert_same_trees({"": read_timm(path)[0]}, {"": tensors})
+        chex.assert_trees_all_equal({"": read_timm(path)[0]}, {"": tensors})
     difference = relative_difference(apply(from_timm(tensors)), timm_logits())
     print(f"timm's weights here: {difference:.1e}")
     assert difference < 1e-4
@@ -501,7 +501,7 @@ def test_other_networks_are_those_of_timm_both_ways(nfnet, tmp_path, name):
     fill_with_noise(theirs)
     tensors = {k: v.numpy().copy() for k, v in theirs.state_dict().items()}
     params = from_timm(tensors)
-    assert_same_trees({"": to_timm(params)}, {"": tensors})
+    chex.assert_trees_all_equal({"": to_timm(params)}, {"": tensors})
 
     ours = nfnets.create_model(name, 100)
     run = jax.jit(lambda p, x: ours.apply(p, {}, None, x)[0])
@@ -525,7 +525,7 @@ def test_other_networks_are_those_of_timm_both_ways(nfnet, tmp_path, name):
     convert.main([theirs_path, f"--out={own}"])
     assert nfnets.read_weights_info(own).model == name
     convert.main([own, "--to=timm", f"--out={back}"])
-    assert_same_trees({"": read_timm(back)[0]}, {"": tensors})
+    chex.assert_trees_all_equal({"": read_timm(back)[0]}, {"": tensors})
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 
+import chex
 import haiku as hk
 from haiku._src import data_structures
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ import pytest
 from nfnets.errors import UserError
 from nfnets.weights.published import read_published
 from nfnets.weights.unpickling import PickledArray, load_pickle
-from tests.weights.helpers import assert_same_trees
 
 TREE = {
     "net/~/conv": {
@@ -71,7 +71,7 @@ def test_arrays_in_every_mapping_and_protocol(kind, protocol):
     data = pickle.dumps(make({m: make(a) for m, a in TREE.items()}), protocol)
     loaded = load(data)
     assert type(loaded) is dict
-    assert_same_trees(loaded, TREE)
+    chex.assert_trees_all_equal(loaded, TREE)
     assert all(type(arrays) is dict for arrays in loaded.values())
     for module, arrays in TREE.items():
         for name, array in arrays.items():
@@ -82,13 +82,13 @@ def test_module_names_of_older_libraries():
     data = pickle.dumps(hk.data_structures.to_immutable_dict(TREE), 3)
     older = data.replace(b"numpy._core", b"numpy.core")
     assert older != data
-    assert_same_trees(load(older), TREE)
+    chex.assert_trees_all_equal(load(older), TREE)
 
 
 def test_a_pickle_of_dill():
     data = base64.b64decode(DILL)
     want = {"m": {"w": np.array([1.5, -2], np.float16), "b": np.float32(3)}}
-    assert_same_trees(load(data), want)
+    chex.assert_trees_all_equal(load(data), want)
 
 
 def test_pairs_and_numbers():
