@@ -1,10 +1,15 @@
 """Images per second of the input pipeline and of an equivalent tf.data pipeline.
 
     python benchmarks/input_pipeline.py [--rounds=5] [--images=1500] [--no-workers]
+    python benchmarks/input_pipeline.py --rounds=0    (the ceilings alone)
 
 Measures decoding, cropping, bicubic resizing and mirroring of synthetic JPEGs of about
 500x375 pixels. The pipelines take turns; the medians form a Markdown table. tf.data takes
 part if TensorFlow is installed. CPU time includes the worker processes.
+
+Then come the ceilings, whatever the number of cores: images/s of one process where images
+are so small that nearly all is overhead, and the training process's own CPU time for each
+image that a worker makes.
 """
 
 import argparse
@@ -13,6 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 import platform
@@ -31,6 +37,8 @@ from nfnets import data
 BATCH = 128
 TRAIN_SIZES = (192, 224, 320)
 EVAL_SIZE = 256
+TINY = 16  # height and width of the images that measure overhead, pixels
+TINY_BATCH = 1024
 WARM_UP_BATCHES = 2
 
 
@@ -76,10 +84,11 @@ def ours(
     is_training: bool,
     workers: int,
     threads: int | None,
+    batch_size: int = BATCH,
 ) -> Iterator[Iterator[np.ndarray]]:
     """Yields an iterator over the image batches of nfnets."""
     source = JpegSource(jpegs, 2**20)
-    read = {"threads": threads, "workers": workers, "batch_size": BATCH}
+    read = {"threads": threads, "workers": workers, "batch_size": batch_size}
     if is_training:
         crop = data.CropOptions(image_size=size)
         batches = data.train_batches(source, seed=0, crop=crop, **read)
@@ -131,17 +140,19 @@ def tf_data(
 Pipeline = contextlib.AbstractContextManager[Iterator[np.ndarray]]
 
 
-def measure(make: Callable[[], Pipeline], images: int) -> tuple[float, float]:
+def measure(
+    make: Callable[[], Pipeline], images: int, cpu_seconds: Callable[[], float]
+) -> tuple[float, float]:
     """Returns images per second and CPU milliseconds per image."""
     with make() as batches:
         for _ in range(WARM_UP_BATCHES):
             next(batches)
         count = 0
-        started, cpu_started = time.perf_counter(), _cpu_seconds()
+        started, cpu_started = time.perf_counter(), cpu_seconds()
         while count < images:
-            count += len(next(batches).reshape(BATCH, -1))
+            count += math.prod(next(batches).shape[:-3])
         seconds = time.perf_counter() - started
-        cpu = _cpu_seconds() - cpu_started
+        cpu = cpu_seconds() - cpu_started
     return count / seconds, 1e3 * cpu / count
 
 
@@ -177,10 +188,31 @@ def choose_pipelines(
     return pipelines
 
 
+def print_ceilings(jpegs: tuple[bytes, ...], images: int, with_workers: bool) -> None:
+    """Measures overhead and prints a table; the medians of three rounds."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (50, TINY, TINY, 3), np.uint8)
+    tiny = tuple(cv2.imencode(".jpg", one)[1].tobytes() for one in pixels)
+    tasks = [
+        (f"{TINY} px, {threads} threads", tiny, TINY, 0, threads, TINY_BATCH)
+        for threads in (1, 4, 16)
+    ]
+    size = TRAIN_SIZES[0]
+    if with_workers:
+        tasks += [(f"{size} px, {n} workers", jpegs, size, n, None, BATCH) for n in (1, 2)]
+    print("\n| ceiling | images/s | CPU ms/image of this process |\n|---|---|---|")
+    for task, files, size, workers, threads, batch in tasks:
+        make = functools.partial(ours, files, size, True, workers, threads, batch)
+        count = images if workers else 10 * images
+        rounds = [measure(make, count, time.process_time) for _ in range(3)]
+        speed, cpu = map(statistics.median, zip(*rounds, strict=True))
+        print(f"| {task} | {speed:,.0f} | {cpu:.3f} |", flush=True)
+
+
 def main() -> None:
-    """Measures all pipelines and prints a table."""
+    """Measures all pipelines and prints tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: only the ceilings")
     parser.add_argument("--images", type=int, default=1500, help="per round and pipeline")
     parser.add_argument("--threads", type=int, help="default: see nfnets.data")
     parser.add_argument("--no-workers", action="store_true")
@@ -196,19 +228,23 @@ def main() -> None:
         f"Python {platform.python_version()}, OpenCV {cv2.__version__}; "
         f"JPEGs of {mean_size:.0f} kB; batches of {BATCH}; medians of {options.rounds}"
     )
-    print("| task | pipeline | images/s | range | CPU ms/image |\n|---|---|---|---|---|")
-    for task, size, is_training in tasks:
+    if options.rounds:
+        print(
+            "| task | pipeline | images/s | range | CPU ms/image |\n|---|---|---|---|---|"
+        )
+    for task, size, is_training in tasks if options.rounds else ():
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
         for _ in range(options.rounds):
             for name, make in pipelines.items():
                 work = functools.partial(make, jpegs, size, is_training)
-                results[name].append(measure(work, options.images))
+                results[name].append(measure(work, options.images, _cpu_seconds))
         for name, rounds in results.items():
             speeds, cpu = zip(*rounds, strict=True)
             median, spread = statistics.median(speeds), (min(speeds), max(speeds))
             cells = [task, name, f"{median:,.0f}", "{:,.0f} to {:,.0f}".format(*spread)]
             cells.append(f"{statistics.median(cpu):.2f}")
             print(f"| {' | '.join(cells)} |", flush=True)
+    print_ceilings(jpegs, options.images, not options.no_workers)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ CASES = {
     },
     "nothing": (),
 }
-PEAKS = (0.1, 0.4)  # learning rates per 256 images, scaled linearly
-BATCH, LAMBDA = 479, 0.16
+PEAKS = (0.4,)  # learning rates per 256 images, scaled linearly
+BATCH, LAMBDA = 479, 0.04  # the best of claim 1 at this batch
 _LARGE = {"data.batch_size": 4096, "optimizer.clipping": 0.01}
 FULL: list[dict[str, Any]] = [
     _LARGE,
@@ -57,7 +57,7 @@ not_stem, not_stage_0, not_stage_1, not_stage_2, not_stage_3 = (
 
 
 def grid() -> Iterator[Settings]:
-    """Yields the runs: every case at two learning rates."""
+    """Yields the runs: every case."""
     for clipped in CASES.values():
         for rate in PEAKS:
             for seed in runs.SEEDS:

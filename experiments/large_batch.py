@@ -65,7 +65,7 @@ def grid() -> Iterator[Settings]:
 
 def quick() -> Iterator[Settings]:
     """Yields the largest difference, in few epochs."""
-    for kind, threshold in (("none", float("inf")), ("agc", 0.16)):
+    for kind, threshold in (("none", float("inf")), ("agc", 0.04)):
         yield Settings(batch=479, rate=0.4, clipping=kind, threshold=threshold, epochs=8)
 
 
@@ -103,7 +103,7 @@ def _rows(results: list[Run], network: str) -> Iterator[list[object]]:
                 label,
                 f"{mean:.1f} ± {spread:.1f}",
                 f"{top * batch / 256:.3g}",
-                f"{max(trained) * batch / 256:.3g}" if trained else "none",
+                f"{max(trained) * batch / 256:.3g}" if trained else "-",
                 f"{runs.diverged(places)} of {len(places)}",
             ]
 
@@ -117,7 +117,7 @@ def tables(results: list[Run]) -> dict[str, str]:
         "best top-1, %",
         "at learning rate",
         f"largest learning rate with {TRAINED}%",
-        "diverged runs",
+        "diverged, of all thresholds",
     )
     rows = [row for network in TITLES for row in _rows(results, network)]
     return {NAME: runs.table(header, rows)}
@@ -137,6 +137,8 @@ def figures(results: list[Run]) -> dict[str, Figure]:
         ]
         plot.line(axes, x, norms, TITLES["batch_norm"], 3)
         axes.set_xscale("log")
+        axes.set_xticks(x, [f"{value:.2g}" for value in x])
+        axes.minorticks_off()
         axes.set_title(f"batch {batch}", fontsize=9)
         axes.set_xlabel("peak learning rate")
     panels[0].set_ylabel("top-1 accuracy, %")

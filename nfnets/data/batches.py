@@ -120,15 +120,15 @@ def train_batches(
         crop=crop,
         apply_exif=apply_exif,
     )
-    first = start_step * layout.chunks_per_batch
-    numbers = range(first, first + _MAX_BATCHES * layout.chunks_per_batch)
+    numbers = range(start_step, start_step + _MAX_BATCHES)
     bad_records = _BadRecords(limit=max_bad_records, earlier=bad_records_so_far)
 
-    def finish(batch: Chunk) -> TrainBatch:
+    def finish(images: np.ndarray, batch: Chunk) -> TrainBatch:
         names = bad_records.add(batch.bad)
-        return TrainBatch(batch.images, batch.labels, batch.positions, names)
+        return TrainBatch(images, batch.labels, batch.positions, names)
 
-    return BatchIterator(numbers, load, layout, parallelism, finish, records.cancel)
+    size = crop.image_size
+    return BatchIterator(numbers, load, layout, size, parallelism, finish, records.cancel)
 
 
 def eval_batches(
@@ -192,12 +192,13 @@ def eval_batches(
         apply_exif=apply_exif,
         crop_fraction=crop_fraction,
     )
-    numbers = range(math.ceil(len(source) / batch_size) * layout.chunks_per_batch)
+    numbers = range(math.ceil(len(source) / batch_size))
 
-    def finish(batch: Chunk) -> EvalBatch:
-        return EvalBatch(batch.images, batch.labels, batch.real.astype(np.float32))
+    def finish(images: np.ndarray, batch: Chunk) -> EvalBatch:
+        return EvalBatch(images, batch.labels, batch.real.astype(np.float32))
 
-    return BatchIterator(numbers, load, layout, parallelism, finish, records.cancel)
+    size = image_size
+    return BatchIterator(numbers, load, layout, size, parallelism, finish, records.cancel)
 
 
 def check_sampling(source: RecordSource, sampling: str) -> None:
@@ -223,7 +224,7 @@ def _create_order(source: RecordSource, seed: int, sampling: str) -> StreamOrder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _LoadTrainChunk:
-    """Loads a training chunk given its number."""
+    """Loads a training chunk given its number; writes its images to `out`."""
 
     records: RetryingSource
     order: StreamOrder
@@ -231,33 +232,37 @@ class _LoadTrainChunk:
     crop: images.CropOptions
     apply_exif: bool
 
-    def __call__(self, chunk_number: int) -> Chunk:
+    def __call__(self, chunk_number: int, out: np.ndarray) -> Chunk:
         step, places = self.layout.locate(chunk_number)
-        chunk = _empty_chunk(places, self.crop.image_size)
+        start = step * self.layout.batch_size + places.start
+        draws = self.order.uniforms(start, len(places), images.DRAWS_PER_CROP).tolist()
+        labels: list[int] = []
         bad: list[tuple[str, str]] = []
-        for row, place in enumerate(places):
-            position = step * self.layout.batch_size + place
-            chunk.labels[row] = self._load(position, chunk.images[row], bad)
-        return chunk._replace(bad=tuple(bad))
+        for row in range(len(places)):
+            index = self.order.record_index(start + row)
+            labels.append(self._load(index, draws[row], out[row], bad))
+        return _chunk(labels, places, bad)
 
-    def _load(self, position: int, out: np.ndarray, bad: list[tuple[str, str]]) -> int:
-        """Loads the record at `position` of the stream, or the next readable one.
+    def _load(
+        self, index: int, draws: list[float], out: np.ndarray, bad: list[tuple[str, str]]
+    ) -> int:
+        """Loads the record at `index`, or the next readable one.
 
         Args:
-          position: in the endless stream of examples.
+          index: of the record.
+          draws: random numbers of the crop.
           out: the crop is written here, uint8 [S, S, 3].
           bad: the (name, reason) of each unreadable record is appended.
 
         Returns:
           The label.
         """
-        index = self.order.record_index(position)
         attempts = min(len(self.records), _MAX_REPLACEMENTS)
         for offset in range(attempts):
             try:
                 record = self.records[(index + offset) % len(self.records)]
                 image = images.decode_record(record, apply_exif=self.apply_exif)
-                images.random_crop(image, self.crop, self.order.rng(position), out=out)
+                images.random_crop(image, self.crop, draws, out=out)
                 return record.label
             except UnreadableRecordError as error:
                 bad.append((error.name, error.reason))
@@ -278,35 +283,33 @@ class _LoadEvalChunk:
     apply_exif: bool
     crop_fraction: float | None
 
-    def __call__(self, chunk_number: int) -> Chunk:
+    def __call__(self, chunk_number: int, out: np.ndarray) -> Chunk:
         step, places = self.layout.locate(chunk_number)
-        chunk = _empty_chunk(places, self.image_size)
-        for row, place in enumerate(places):
-            index = step * self.layout.batch_size + place
-            if index >= len(self.records):
-                chunk.images[row:], chunk.labels[row:], chunk.real[row:] = 0, 0, False
-                break
+        start = step * self.layout.batch_size + places.start
+        labels: list[int] = []
+        for index in range(start, min(start + len(places), len(self.records))):
             record = self.records[index]
-            chunk.labels[row] = record.label
             image = images.decode_record(record, apply_exif=self.apply_exif)
             images.preprocess_eval(
                 image,
                 self.image_size,
                 self.preprocessing,
                 self.crop_fraction,
-                out=chunk.images[row],
+                out=out[len(labels)],
             )
-        return chunk
+            labels.append(record.label)
+        out[len(labels) :] = 0
+        return _chunk(labels, places, [])
 
 
-def _empty_chunk(places: range, size: int) -> Chunk:
-    """Returns a chunk at the given positions with uninitialized pixels and labels."""
+def _chunk(labels: list[int], places: range, bad: list[tuple[str, str]]) -> Chunk:
+    """Returns the chunk at the given positions, with padding after the labels."""
+    padding = len(places) - len(labels)
     return Chunk(
-        images=np.empty((len(places), size, size, 3), np.uint8),
-        labels=np.empty(len(places), np.int32),
+        labels=np.array(labels + [0] * padding, np.int32),
         positions=np.asarray(places, np.int32),
-        real=np.ones(len(places), bool),
-        bad=(),
+        real=np.array([True] * len(labels) + [False] * padding),
+        bad=tuple(bad),
     )
 
 

@@ -4,6 +4,7 @@ Axes: H, W height and width of a stored image, S height and width of a result. A
 are uint8, RGB, in [0, 255].
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -17,6 +18,8 @@ from nfnets.errors import UserError
 # NFNet code.
 EVAL_PADDING = 32
 CROP_ATTEMPTS = 10
+# Area and aspect ratio of each attempt, place in two directions, mirroring.
+DRAWS_PER_CROP = 2 * CROP_ATTEMPTS + 3
 # Side of the center crop divided by that of the resized image: timm's default.
 CROP_FRACTION = 0.875
 EVAL_METHODS = ("resize_crop_32", "crop_resize", "resize", "squash", "center")
@@ -113,7 +116,7 @@ def decode_record(record: Record, *, apply_exif: bool = True) -> np.ndarray:
 
 
 def sample_crop(
-    height: int, width: int, options: CropOptions, rng: np.random.Generator
+    height: int, width: int, options: CropOptions, draws: Sequence[float]
 ) -> tuple[int, int, int, int]:
     """Draws a crop uniform in area, log-uniform in aspect ratio and uniform in position.
 
@@ -124,23 +127,22 @@ def sample_crop(
       height: height of the image, pixels, >= 1.
       width: width of the image, pixels, >= 1.
       options: limits of area and aspect ratio.
-      rng: source of randomness.
+      draws: `DRAWS_PER_CROP` random numbers, uniform in [0, 1).
 
     Returns:
       (top, left, crop height, crop width), in pixels, inside the image.
     """
-    areas = rng.uniform(options.min_area, options.max_area, CROP_ATTEMPTS)
-    log_aspects = rng.uniform(
-        math.log(options.min_aspect), math.log(options.max_aspect), CROP_ATTEMPTS
-    )
-    offset_y, offset_x = rng.random(2)
-    for area, log_aspect in zip(areas.tolist(), log_aspects.tolist(), strict=True):
-        pixels, aspect = area * height * width, math.exp(log_aspect)
+    least_log = math.log(options.min_aspect)
+    log_range = math.log(options.max_aspect) - least_log
+    area_range = options.max_area - options.min_area
+    for attempt in range(CROP_ATTEMPTS):
+        pixels = (options.min_area + area_range * draws[2 * attempt]) * height * width
+        aspect = math.exp(least_log + log_range * draws[2 * attempt + 1])
         crop_height = max(1, round(math.sqrt(pixels / aspect)))
         crop_width = max(1, round(math.sqrt(pixels * aspect)))
         if crop_height <= height and crop_width <= width:
-            top = int(offset_y * (height - crop_height + 1))
-            left = int(offset_x * (width - crop_width + 1))
+            top = int(draws[-3] * (height - crop_height + 1))
+            left = int(draws[-2] * (width - crop_width + 1))
             return top, left, crop_height, crop_width
     aspect = min(max(width / height, options.min_aspect), options.max_aspect)
     crop_height = max(1, min(height, round(width / aspect)))
@@ -151,7 +153,7 @@ def sample_crop(
 def random_crop(
     image: np.ndarray,
     options: CropOptions,
-    rng: np.random.Generator,
+    draws: Sequence[float],
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns a random crop of a training image, resized and randomly mirrored.
@@ -159,14 +161,14 @@ def random_crop(
     Args:
       image: uint8 [H, W, 3].
       options: limits of the crop and size of the result.
-      rng: source of randomness; the number of values drawn does not depend on the image.
+      draws: as in `sample_crop`; the last decides on mirroring.
       out: contiguous uint8 [S, S, 3] that receives the result; None: a new array.
 
     Returns:
       uint8 [S, S, 3]; `out` if given.
     """
-    top, left, height, width = sample_crop(image.shape[0], image.shape[1], options, rng)
-    mirrored = options.flip and rng.random() < 0.5
+    top, left, height, width = sample_crop(image.shape[0], image.shape[1], options, draws)
+    mirrored = options.flip and draws[-1] < 0.5
     region = image[top : top + height, left : left + width]
     if not mirrored:
         return _resize(region, options.image_size, options.image_size, out)

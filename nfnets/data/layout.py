@@ -59,7 +59,7 @@ class Parallelism:
 
     Attributes:
       threads: reading and decoding threads per process; None: two per core, at most 16;
-        0: none. More help only if reads have a high latency.
+        0: one. More help only if reads have a high latency.
       workers: worker processes; 0: the threads belong to this process.
       prefetch: number of finished batches to keep ready.
 
@@ -95,19 +95,17 @@ def _available_cores() -> int:
 
 
 class Chunk(NamedTuple):
-    """Consecutive examples of one host; a pytree, as Grain's shared memory requires.
+    """Consecutive examples of one host, without their images.
 
     A host's whole batch has the same type, with axes [D, B] instead of [n].
 
     Attributes:
-      images: uint8 [n, S, S, 3], RGB.
       labels: int32 [n].
       positions: int32 [n], positions in the global batch.
       real: bool [n], False for padding.
       bad: unreadable records that were replaced, as (name, reason).
     """
 
-    images: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
     real: np.ndarray

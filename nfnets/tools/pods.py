@@ -11,6 +11,7 @@ A step of NFNet-F0 compiles in one to five minutes.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import json
+import math
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 # The recipe for models that have none of their own, and its dataset.
 _RECIPE = "nfnet_f0"
 _NUM_TRAIN, _NUM_CLASSES = 1_281_167, 1_000
+
+# For each JPEG of 500x375 pixels: CPU time of the workers, and of the process that trains
+# (docs/benchmarks.md, input pipeline).
+_WORKER_SECONDS, _HANDOVER_SECONDS = 0.9e-3, 0.02e-3
 
 _LINES_OF_TABLE = 60
 
@@ -146,7 +151,8 @@ def _describe_time(report: "StepReport", topology: "Topology") -> Iterator[str]:
 
     seconds = report.estimated_seconds
     if seconds is None:
-        yield "  step         no estimate: XLA gives none for GPUs"
+        yield "  step         no estimate: XLA gives none for GPUs; for 10,000 images/s:"
+        yield from _describe_feed(10_000)
     else:
         yield (
             f"  step         {seconds * 1e3:.1f} ms by XLA's estimate of clock cycles, "
@@ -161,6 +167,21 @@ def _describe_time(report: "StepReport", topology: "Topology") -> Iterator[str]:
             f"{report.num_hosts} host{'s' * (report.num_hosts > 1)}, if the step takes "
             f"{whole * 1e3:.1f} ms; 360 epochs of ImageNet in "
             f"{360 * _NUM_TRAIN / rate / 3600:.1f} hours"
+        )
+        yield from _describe_feed(rate / report.num_hosts)
+
+
+def _describe_feed(rate: float) -> Iterator[str]:
+    """Yields the lines about a host's cores, given its images per second."""
+    cores = rate * (_WORKER_SECONDS + _HANDOVER_SECONDS)
+    yield (
+        f"  feed         {math.ceil(cores)} cores of each host at "
+        f"{_WORKER_SECONDS * 1e3:.2g} ms an image, measured on one CPU"
+    )
+    if rate * _HANDOVER_SECONDS > 1:
+        yield (
+            f"  WARNING      a process takes at most {1 / _HANDOVER_SECONDS:,.0f} images/s "
+            "from its workers; run several processes per host"
         )
 
 

@@ -72,7 +72,8 @@ def test_stream_follows_the_order_and_its_random_numbers():
         position = 2 * 8 + row
         record = source[order.record_index(position)]
         assert flat(batches, "labels")[row] == record.label
-        expected = images.random_crop(record.image, CROP, order.rng(position))
+        (draws,) = order.uniforms(position, 1, images.DRAWS_PER_CROP)
+        expected = images.random_crop(record.image, CROP, draws)
         np.testing.assert_array_equal(flat(batches, "images")[row], expected)
 
 

@@ -60,15 +60,41 @@ def test_order_is_pinned():
     large = StreamOrder(seed=0, num_records=1_281_167)
     records = [large.record_index(p) for p in (0, 1, 2, 1_281_167)]
     assert records == [556_536, 1_036_854, 1_046_717, 766_848]
-    assert large.rng(7).integers(0, 1000, 4).tolist() == [703, 469, 578, 511]
+    crops = (1000 * large.uniforms(7, 1, 4)).astype(int)
+    assert crops.tolist() == [[955, 772, 372, 590]]
 
 
-def test_random_numbers_belong_to_the_position():
+def split_mix(state):
+    """SplitMix64 as published, one number after the other."""
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        bits = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+        yield bits ^ (bits >> 31)
+
+
+def test_random_numbers_are_those_of_split_mix():
+    # The first outputs of the published code with the seed 1234567.
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert list(itertools.islice(split_mix(1234567), 3)) == known
     order = StreamOrder(seed=-5, num_records=10)
-    first = order.rng(3).random(4)
-    np.testing.assert_array_equal(first, order.rng(3).random(4))
-    others = [StreamOrder(seed=5, num_records=10).rng(3), order.rng(4)]
-    assert all(not np.array_equal(first, other.random(4)) for other in others)
+    state = np.random.SeedSequence((2**64 - 5, 1)).generate_state(1, np.uint64)[0]
+    bits = list(itertools.islice(split_mix(int(state)), 60))
+    expected = np.array([(one >> 11) / 2**53 for one in bits]).reshape(20, 3)
+    np.testing.assert_array_equal(order.uniforms(0, 20, 3), expected)
+    np.testing.assert_array_equal(order.uniforms(7, 9, 3), expected[7:16])
+
+
+def test_random_numbers_are_uniform_and_independent():
+    draws = StreamOrder(seed=0, num_records=10).uniforms(10**12, 20_000, 23)
+    assert abs(draws.mean(axis=0) - 0.5).max() < 0.01
+    assert abs(draws.var(axis=0) - 1 / 12).max() < 0.003
+    assert draws.min() >= 0 and draws.max() < 1
+    both = np.concatenate([draws[:-1], draws[1:]], axis=1)
+    correlations = np.corrcoef(both, rowvar=False) - np.eye(46)
+    assert abs(correlations).max() < 0.035
+    other = StreamOrder(seed=1, num_records=10).uniforms(10**12, 20_000, 23)
+    assert abs(np.corrcoef(draws.ravel(), other.ravel())[0, 1]) < 0.01
 
 
 def balanced(counts, seed=0):

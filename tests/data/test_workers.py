@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from nfnets import data
-from nfnets.data import pipeline
+from nfnets.data import workers
 from nfnets.errors import UserError
 from tests.data.helpers import ROOT, DeadlySource, NumberedSource, SlowSource
 
@@ -75,6 +76,22 @@ def test_errors_in_workers_name_the_record():
         evaluate(NumberedSource(21, undecodable=(4,)))
 
 
+class PeculiarError(Exception):
+    def __init__(self, name, reason):
+        super().__init__(reason)  # one argument, so that it cannot be unpickled
+
+
+class PeculiarSource(NumberedSource):
+    def __getitem__(self, index):
+        raise PeculiarError(f"record {index}", "peculiar")
+
+
+def test_errors_that_cannot_be_pickled_are_passed_on():
+    with pytest.raises(RuntimeError, match="PeculiarError: peculiar") as caught:
+        evaluate(PeculiarSource(21))
+    assert "in a data worker process" in caught.value.__notes__[0]
+
+
 def test_death_of_a_worker_is_an_error():
     with pytest.raises(UserError, match=r"exit code -9 .killed, most likely out of memory"):
         evaluate(DeadlySource(20, deadly=13))
@@ -85,19 +102,17 @@ def test_death_of_a_worker_is_an_error():
     ("exit_code", "message"),
     [
         (-9, "exit code -9 (killed, most likely out of memory: lower data.workers or"),
-        (-7, "exit code -7 (shared memory is full: enlarge /dev/shm or set data.workers=0"),
+        (
+            -7,
+            "exit code -7 (memory for batches is full: lower data.prefetch or set",
+        ),
         (-15, "exit code -15 (signal SIGTERM: set data.workers=0 to find the cause"),
         (1, "exit code 1 (see its output above, or set data.workers=0 to find the cause"),
     ],
 )
 def test_exit_codes_are_explained(exit_code, message):
-    error = RuntimeError(
-        f"Worker process was terminated unexpectedly with exit code {exit_code}. Search"
-    )
-    with pytest.raises(UserError) as caught:
-        pipeline._raise_user_error(error)
-    assert str(caught.value).startswith(f"a data worker process died with {message}")
-    pipeline._raise_user_error(RuntimeError("something else"))
+    error = workers.death(exit_code)
+    assert str(error).startswith(f"a data worker process died with {message}")
 
 
 def test_closing_does_not_wait_for_the_current_batch(tmp_path):
@@ -109,19 +124,28 @@ def test_closing_does_not_wait_for_the_current_batch(tmp_path):
     assert time.monotonic() - started < 2
 
 
-class FakeProcess:
-    def __init__(self, name):
-        self.name, self.killed = name, False
+def test_closing_does_not_wait_for_workers_that_read(tmp_path):
+    source = SlowSource(10, marks=str(tmp_path))
+    options = {"seed": 0, "batch_size": 400, "crop": CROP, "threads": 2, "workers": 1}
+    batches = data.train_batches(source, **options)
+    while not os.listdir(tmp_path):
+        time.sleep(0.1)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 2
+    assert not multiprocessing.active_children()
 
-    def kill(self):
-        self.killed = True
 
-
-def test_only_own_workers_are_killed(monkeypatch):
-    earlier, users, own = map(FakeProcess, ["grain-1", "SpawnProcess-2", "grain-3"])
-    monkeypatch.setattr(multiprocessing, "active_children", lambda: [earlier, users, own])
-    pipeline._kill_workers({earlier})
-    assert [process.killed for process in (earlier, users, own)] == [False, False, True]
+@pytest.mark.parametrize("count", [0, 2])
+def test_memory_is_used_again_only_when_nothing_refers_to_it(count):
+    options = {"seed": 0, "batch_size": 4, "crop": CROP, "threads": 2, "workers": count}
+    with data.train_batches(NumberedSource(21), **options) as batches:
+        kept = [next(batches).images[0, 1:3, 4] for _ in range(4)]
+        copies = [np.copy(one) for one in kept]
+        places = {next(batches).images.ctypes.data for _ in range(20)}
+        np.testing.assert_array_equal(kept, copies)
+        assert len(places) <= 5  # three ahead, one in use, one on its way
+    np.testing.assert_array_equal(kept, copies)
 
 
 @contextlib.contextmanager
@@ -175,3 +199,14 @@ def test_workers_end_with_their_parent(tmp_path):
         while any(map(is_running, readers)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(map(is_running, readers))
+
+
+def test_arrays_on_devices_outlive_their_batches():
+    """JAX's CPU backend does not copy aligned arrays."""
+    options = {"seed": 0, "batch_size": 64, "crop": CROP, "threads": 2}
+    with data.train_batches(NumberedSource(21), **options) as batches:
+        kept = [jax.device_put(next(batches).images) for _ in range(3)]
+        copies = [np.array(one) for one in kept]
+        for _ in range(10):
+            next(batches)
+        np.testing.assert_array_equal(kept, copies)

@@ -74,6 +74,8 @@ class RetryingSource:
 
     def __getitem__(self, index: int) -> Record:
         name = f"record {index}"  # if the error has no file name
+        if self.cancel.is_set():
+            raise CancelledError(f"reading {name} was cancelled")
         try:
             return retry(lambda: self.source[index], name, self.retries, self.cancel)
         except OSError as error:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from nfnets import data
-from nfnets.data import pipeline
 from nfnets.data.sources import folder_files, retries
 from nfnets.errors import UserError
 from tests.data.helpers import FlakySource, NumberedSource, write_folder
@@ -21,7 +20,7 @@ from tests.data.sources.tfds_files import write_dataset
 CROP = data.CropOptions(image_size=4)
 QUICK = data.Retries(first_wait=0.001, patience=30)
 IMPATIENT = data.Retries(first_wait=0.001, patience=0.01)
-# Reading in the caller's thread, in threads, in a worker process.
+# Reading in one thread, in threads, in a worker process.
 WAYS = [{"threads": 0, "prefetch": 0}, {"threads": 3}, {"threads": 2, "workers": 1}]
 # A file that can be opened, but every read fails with this message.
 FAILING_FILE, FAILURE = "/proc/self/mem", "Input/output error"
@@ -54,6 +53,9 @@ class FakeEvent(list):
         self.append(seconds)
         assert len(self) < 100
         return len(self) == self.limit
+
+    def is_set(self):
+        return False
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_undecodable_record_is_read_once():
 
     with pytest.raises(UserError, match="cannot read record 4: not an image"):
         evaluate(CountedSource(11, undecodable=(4,)), **WAYS[0])
-    assert reads == [0, 1, 2, 3, 4]
+    assert reads[:5] == [0, 1, 2, 3, 4] and reads.count(4) == 1
 
 
 @pytest.mark.parametrize("read", [train, evaluate])
@@ -185,8 +187,7 @@ def test_permanently_failing_record_is_named(way, read, tmp_path):
 
 
 @pytest.mark.parametrize("way", WAYS[1:])
-def test_closing_does_not_wait_for_a_failing_source(way, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_EXIT_SECONDS", 0.2)
+def test_closing_does_not_wait_for_a_failing_source(way, tmp_path):
     source = FlakySource(11, failures=-1, flaky=tuple(range(11)), marks=str(tmp_path))
     patient = data.Retries(first_wait=5, patience=12)
     batches = data.eval_batches(source, batch_size=6, image_size=4, retries=patient, **way)
@@ -195,7 +196,7 @@ def test_closing_does_not_wait_for_a_failing_source(way, tmp_path, monkeypatch):
         time.sleep(0.05)
     started = time.monotonic()
     batches.close()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 2
 
 
 def test_one_warning_covers_many_records(tmp_path, monkeypatch, caplog):
