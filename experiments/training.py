@@ -41,7 +41,6 @@ class Settings:
       epochs: through the training images; a tenth of them is warm-up.
       seed: of the initial parameters and the order of the images.
       model: overrides of the model's description, as pairs.
-      augmentation: see `experiments.augmentation`.
       statistics: images whose statistics batch normalization computes together, as if
         each group were on a device of its own; 0: the whole batch.
     """
@@ -57,7 +56,6 @@ class Settings:
     epochs: int = 20
     seed: int = 0
     model: tuple[tuple[str, Any], ...] = ()
-    augmentation: str = "none"
     statistics: int = 0
 
 
@@ -262,7 +260,7 @@ def train(settings: Settings, augment: Augment = smooth) -> dict[str, Any]:
         losses.append(float(f"{loss:.4g}"))
     diverged = len(losses) < settings.epochs
     test = dataclasses.replace(
-        shape_of(settings), batch=1, epochs=1, clipped=(), augmentation="none", statistics=0
+        shape_of(settings), batch=1, epochs=1, clipped=(), statistics=0
     )
     accuracy = 0.1 if diverged else compile_test(test)(*carry[:2])
     return {

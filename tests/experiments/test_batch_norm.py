@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import augmentation, batch_norm_cost, batch_statistics, training
+from experiments import batch_statistics, training
 from experiments.training import Settings
 
 
@@ -37,20 +37,3 @@ def test_statistics_are_those_of_each_group():
     _, state_of_all = training.apply_in_groups(whole, model, params, state, images)
     differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), got, state_of_all)
     assert max(jax.tree.leaves(differences)) > 1e-4
-
-
-def test_networks_of_the_cost_differ_by_batch_norm():
-    with_norm, without = list(batch_norm_cost.grid())[:2]
-    assert dataclasses.replace(without, model=()) == with_norm
-
-
-def test_mixup_mixes_the_targets_of_pairs():
-    apply = augmentation.get_augmentation("MixUp")
-    images = jnp.zeros((2, 8, 8, 3), jnp.uint8).at[0].set(200)
-    mixed, targets = apply(jax.random.key(0), images, jnp.array([3, 5]))
-    share = targets[0, 3] / (targets[0, 3] + targets[0, 5])
-    assert mixed.shape == images.shape
-    # The smoothed label adds the same to both classes.
-    weight = (targets[0, 3] - 0.01) / 0.9
-    assert 0 < share < 1
-    np.testing.assert_allclose(mixed[0], 200 * weight, atol=0.51)
