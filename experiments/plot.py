@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "clip_layers",
     "thresholds",
     "batch_statistics",
+    "signal_propagation",
     "knockout",
 )
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
