@@ -92,8 +92,8 @@ def tables(results: list[Run]) -> dict[str, str]:
                 cells += ["no prediction"] * 2
                 continue
             ratio = _ratios(results, label, images).mean(0)
-            cells += [f"{ratio.min():.2g} to {ratio.max():.2g}"]
-            cells += [f"{(ratio / ratio[0]).min():.2g} to {(ratio / ratio[0]).max():.2g}"]
+            cells += [f"{ratio.min():.2f} to {ratio.max():.2f}"]
+            cells += [f"{(ratio / ratio[0]).min():.2f} to {(ratio / ratio[0]).max():.2f}"]
         rows.append([label, *cells])
     header = ["network"]
     for images in IMAGES.values():
@@ -123,12 +123,13 @@ def figures(results: list[Run]) -> dict[str, Figure]:
                 **plot.STYLES[style],
             )
         axes.set_xlabel("block (0: input of the first)")
+        axes.set_xticks(range(0, 17, 4))
     predicted = _values(results, "NF-ResNet-50", "normal", "predicted_variance")[0]
     panels[1].plot(predicted, color="gray", linewidth=3, alpha=0.5, label="predicted")
     panels[0].set_yscale("log")
-    panels[0].set_ylabel("channels' mean squared, average")
-    panels[1].set_ylabel("channels' variance, average")
-    panels[2].set_ylabel("variance of residual branch")
+    panels[0].set_ylabel("mean of squared channel means")
+    panels[1].set_ylabel("mean of channel variances")
+    panels[2].set_ylabel("residual branch variance")
     panels[1].set_ylim(bottom=0)
     panels[2].set_ylim(bottom=0)
     handles, labels = panels[1].get_legend_handles_labels()
