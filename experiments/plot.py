@@ -92,8 +92,8 @@ def fill_in(text: str, tables: dict[str, str]) -> str:
     Raises:
       KeyError: a marker names no table.
     """
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n\n)(?:\|.*\n)*")
-    return pattern.sub(lambda match: match[1] + tables[match[2]] + "\n", text)
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n\n)(?:\|.*\n)*\n?")
+    return pattern.sub(lambda match: match[1] + tables[match[2]] + "\n\n", text)
 
 
 def all_tables() -> dict[str, str]:

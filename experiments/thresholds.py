@@ -119,7 +119,7 @@ def figures(results: list[Run]) -> dict[str, Figure]:
         plot.heat_map(axes, _means(results, kind), labels, thresholds)
         axes.set_title(f"top-1, %, clipping by {LABELS[kind]}", fontsize=9)
         axes.set_xlabel("lambda" if kind == "agc" else "largest norm of the gradient")
-    panels[0].set_ylabel("batch, learning rate per 256, blocks per stage")
+    panels[0].set_ylabel("batch, rate per 256, blocks", fontsize=9)
     return {NAME: figure}
 
 
