@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "best_lambda",
     "clip_layers",
     "thresholds",
+    "batch_norm_cost",
     "batch_statistics",
     "signal_propagation",
     "knockout",
