@@ -7,35 +7,42 @@ import mmap
 from multiprocessing import reduction
 import os
 import tempfile
-from typing import Any
+from typing import IO, Any
 import weakref
 
 import numpy as np
 
 
 class Buffers:
-    """Arrays of one shape in a file in memory that has no name and cannot be left behind.
+    """Arrays of one shape.
 
-    Pickled for a new process, it maps the same memory there.
+    Shared ones lie in a file in memory that has no name and cannot be left behind. Pickled
+    for a new process, it maps the same memory there.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], *, is_shared: bool) -> None:
         """Creates no array yet.
 
         Args:
           shape: of the arrays, uint8.
+          is_shared: with other processes. The system's limit on the size of files
+            (`ulimit -f`) then holds for all arrays together.
         """
         self._shape = shape
         pages = -(-int(np.prod(shape)) // mmap.ALLOCATIONGRANULARITY)
         self._bytes = pages * mmap.ALLOCATIONGRANULARITY
-        if hasattr(os, "memfd_create"):  # unlike /dev/shm, not limited in containers
+        self._file: IO[bytes] | None = None
+        if is_shared and hasattr(
+            os, "memfd_create"
+        ):  # unlike /dev/shm, not limited in containers
             self._file = os.fdopen(os.memfd_create("batches"), "r+b")
-        else:
+        elif is_shared:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
         self._maps: dict[int, mmap.mmap] = {}
         self._free: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
+        assert self._file is not None
         return self.__dict__ | {
             "_file": reduction.DupFd(self._file.fileno()),
             "_maps": {},
@@ -54,7 +61,8 @@ class Buffers:
             slot = self._free.pop()
         else:
             slot = len(self._maps)
-            os.ftruncate(self._file.fileno(), (slot + 1) * self._bytes)
+            if self._file is not None:
+                os.ftruncate(self._file.fileno(), (slot + 1) * self._bytes)
         whole = self._whole(slot)
         # NumPy's views refer to `whole`, JAX's arrays to the views.
         weakref.finalize(whole, self._free.append, slot).atexit = False
@@ -67,7 +75,10 @@ class Buffers:
     def _whole(self, slot: int) -> np.ndarray:
         """Returns the memory of a slot, uint8 [n]."""
         if slot not in self._maps:
-            self._maps[slot] = mmap.mmap(
-                self._file.fileno(), self._bytes, offset=slot * self._bytes
-            )
+            if self._file is None:
+                self._maps[slot] = mmap.mmap(-1, self._bytes)
+            else:
+                self._maps[slot] = mmap.mmap(
+                    self._file.fileno(), self._bytes, offset=slot * self._bytes
+                )
         return np.frombuffer(self._maps[slot], np.uint8, int(np.prod(self._shape)))

@@ -54,7 +54,10 @@ class BatchIterator(Generic[T], Iterator[T]):
         cv2.setNumThreads(0)  # the threads suffice
         self._layout, self._finish = layout, finish
         self._numbers = iter(batch_numbers)
-        self._buffers = Buffers((layout.host_batch, image_size, image_size, 3))
+        self._buffers = Buffers(
+            (layout.host_batch, image_size, image_size, 3),
+            is_shared=parallelism.workers > 0,
+        )
         loader = Loader(load, layout, self._buffers)
         self._pool: Threads | Workers
         if parallelism.workers:
