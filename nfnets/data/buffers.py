@@ -32,9 +32,8 @@ class Buffers:
         pages = -(-int(np.prod(shape)) // mmap.ALLOCATIONGRANULARITY)
         self._bytes = pages * mmap.ALLOCATIONGRANULARITY
         self._file: IO[bytes] | None = None
-        if is_shared and hasattr(
-            os, "memfd_create"
-        ):  # unlike /dev/shm, not limited in containers
+        # Unlike /dev/shm, memory files are not limited in containers.
+        if is_shared and hasattr(os, "memfd_create"):
             self._file = os.fdopen(os.memfd_create("batches"), "r+b")
         elif is_shared:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
