@@ -3,8 +3,8 @@
     pip install -e '.[onnx]'
     python benchmarks/inference.py --timm-python=OTHER/bin/python [nfnet_f0 eca_nfnet_l0]
 
-Prints two tables and writes them to benchmarks/results/inference.json: seconds of a process
-that classifies one photograph, and images per second over a folder, decoding included.
+Prints two tables: seconds of a process that classifies one photograph, and images per
+second over a folder, decoding included; writes benchmarks/results/inference/MODEL.json.
 Every contender runs in a process of its own, in turns; the tables hold medians. Weights are
 random, the same for all contenders. The photographs are JPEG files made of those that
 scikit-learn and, if installed, scikit-image ship.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import datetime
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -38,6 +39,7 @@ from nfnets.weights import describe_model, save_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKER = str(ROOT / "benchmarks" / "inference_workers.py")
+RESULTS = ROOT / "benchmarks" / "results" / "inference"
 CONTENDERS = ("nfnets", "timm", "timm-compiled", "onnx")
 PHOTOGRAPHS = {
     "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
@@ -217,17 +219,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--photographs", type=int, default=64, help="files in the folder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", default=str(ROOT / "benchmarks/results/inference.json"))
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    versions = "from importlib.metadata import version as v; print(v('torch'), v('timm'))"
+    timm = subprocess.check_output([options.timm_python, "-c", versions], text=True)
+    facts = {
+        "date": str(datetime.date.today()),
+        "machine": contenders.machine(),
+        "torch and timm": timm.strip(),
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+    }
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = pathlib.Path(temporary)
         write_photographs(root / "photographs", options.photographs)
         for name in options.models:
             results[name] = measure(name, root, options)
+            text = json.dumps(facts | results[name], indent=1) + "\n"
+            (options.out / f"{name}.json").write_text(text)
     print_tables(results)
-    facts = {"date": str(datetime.date.today()), "machine": contenders.machine()}
-    pathlib.Path(options.out).write_text(json.dumps(facts | results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
     python inference_workers.py CONTENDER MODEL FOLDER PHOTOGRAPHS [BATCH ...]
 
 CONTENDER is nfnets, timm, timm-compiled or onnx. FOLDER has `weights.safetensors`,
-`timm.safetensors`, `model.onnx` and
-`model.json`. Without BATCH, classifies the first photograph, prints its class and ends.
-Otherwise classifies all once per batch size, prints "ready", and then again for each batch
-size that it reads from stdin, printing the seconds.
+`timm.safetensors`, `model.onnx` and `model.json`. Without BATCH, classifies the first
+photograph, prints its class and ends. Otherwise classifies all once per batch size, prints
+"ready", and then again for each batch size that it reads from stdin, printing the seconds.
 
 Decoding, resizing and cropping are part of the work: by OpenCV in threads for nfnets and
 ONNX, by Pillow in two processes of PyTorch's DataLoader for timm (its own default).
@@ -59,14 +58,14 @@ def onnx_classifier(folder: pathlib.Path, model: str) -> Classify:
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", providers=["CPUExecutionProvider"]
     )
-    # Only of the resizing: importing it brings no JAX.
-    from nfnets.data.images import preprocess_eval
+    size, crop_fraction = info["image_size"], info["crop_fraction"] or 1.0
 
     def load(path: str) -> np.ndarray:
         image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-        return preprocess_eval(
-            image, info["image_size"], info["preprocessing"], info["crop_fraction"]
-        )
+        scale = size / crop_fraction / min(image.shape[:2])
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        top, left = ((side - size) // 2 for side in image.shape[:2])
+        return image[top : top + size, left : left + size]
 
     def classify(paths: list[str], batch: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(2) as pool:
