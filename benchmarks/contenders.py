@@ -16,8 +16,6 @@ import time
 import types
 from typing import Any
 
-import jax
-
 Contender = Callable[[], Any]
 
 
@@ -65,12 +63,14 @@ def has_timm() -> bool:
 
 
 def timm_network(name: str, **options: Any) -> Any:
-    """Returns timm's network of one of our names `nfnet_f*`, not pretrained."""
+    """Returns timm's network of one of our names, not pretrained."""
     if importlib.util.find_spec("torchvision") is None:
         sys.meta_path.append(_StandInFinder)
     import timm
 
-    return timm.create_model(f"dm_{name}", pretrained=False, **options)
+    return timm.create_model(
+        name.replace("nfnet_f", "dm_nfnet_f"), pretrained=False, **options
+    )
 
 
 def in_turns(
@@ -87,6 +87,7 @@ def in_turns(
     Returns:
       name -> seconds per call, one entry for each turn.
     """
+    import jax  # not in timm's environment
 
     def turn(contender: Contender, calls: int) -> float:
         start = time.perf_counter()
@@ -111,6 +112,8 @@ def median_ms(seconds: list[float]) -> float:
 
 def machine() -> str:
     """Returns the machine and the versions of packages."""
+    import jax
+
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
